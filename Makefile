@@ -1,0 +1,47 @@
+# Two targets to begin with: make demo, make test. `make help` lists the rest.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+export DO_NOT_TRACK := true
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+# dvc and the stages it runs must find this environment's python
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help install demo test lint bench up down mlflow report clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## make .venv and install the pinned lock
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## raw text to a registered model in minutes, on a CPU, offline
+	@$(BIN)/phasewise demo
+
+test: $(INSTALLED) ## the whole test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+up: $(INSTALLED) ## Prefect server and worker on localhost, with the recipe's deployments
+	@$(BIN)/python -m flows.up
+
+down: $(INSTALLED) ## stop just these two
+	@$(BIN)/python -m flows.down
+
+mlflow: $(INSTALLED) ## the MLflow UI on localhost:5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 \
+		--workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+
+clean: ## remove what the pipeline made (DVC's cache and the registry stay)
+	rm -rf data runs checkpoints metrics exports evaluation reports dvc_plots

@@ -1,0 +1,55 @@
+"""The command `phasewise`, beside `dvc`, `prefect` and `mlflow`.
+
+Each command is a thin function; what is heavy is imported when a command runs, so that --help is
+instant.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from tasks.cli import demo, doctor, generate, plan, recipes, registry
+from tasks.errors import UserError
+from tasks.telemetry import quiet_telemetry
+
+app = typer.Typer(
+    name="phasewise",
+    help="From raw text to a small language model in the registry, phase by phase.\n\n"
+    "The pipeline itself runs by `dvc repro`; its stages are `python -m tasks...`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(recipes.app, name="recipes")
+app.command()(recipes.check)
+app.command()(plan.plan)
+app.command()(doctor.doctor)
+app.command()(generate.generate)
+app.command()(registry.pull)
+app.command()(registry.sync)
+app.command()(registry.show)
+app.command()(demo.demo)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"phasewise {installed('phasewise')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: errors of the user are two lines and an exit code."""
+    quiet_telemetry()
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

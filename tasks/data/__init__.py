@@ -1,0 +1,1 @@
+"""From sources to documents: download, clean, deduplicate, split."""

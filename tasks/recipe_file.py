@@ -1,0 +1,215 @@
+"""From a YAML file to a valid Recipe, or to words that say what is wrong and where.
+
+YAML is read as DVC reads it (ruamel, YAML 1.2): ``3e-4`` is a number and a key that stands
+twice is an error, which other readers let pass.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
+
+from model.config import ModelConfig
+from tasks.errors import NO_INPUT, UserError, nearest
+from tasks.recipe import INIT, Recipe, Training
+
+MAX_BYTES = 1_000_000
+_MODEL = TypeAdapter(ModelConfig)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read ``path``; raises UserError for everything that is wrong with it."""
+    return validate(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping safely: no tags, no aliases, no duplicate keys, at most 1 MB."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing",
+            hint="copy one: phasewise recipes use demo",
+            exit_code=NO_INPUT,
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 text: {error}", where=str(path)) from None
+    if len(text) > MAX_BYTES:
+        raise UserError(f"larger than {MAX_BYTES:,} bytes: not a recipe", where=str(path))
+    try:
+        for event in YAML(typ="safe", pure=True).parse(text):
+            if isinstance(event, AliasEvent):
+                raise UserError(
+                    f"aliases (*{event.anchor}) are not allowed: write the value out",
+                    where=f"{path}:{event.start_mark.line + 1}",
+                )
+        value = YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise UserError(error.problem or str(error), where=where) from None
+    except YAMLError as error:
+        raise UserError(str(error), where=str(path)) from None
+    if not isinstance(value, dict):
+        raise UserError(f"expected a mapping of keys, got {_kind(value)}", where=str(path))
+    return value
+
+
+def validate(raw: dict[str, Any], where: str = "params.yaml") -> Recipe:
+    """Check a recipe that was read: each section, then what holds between sections."""
+    faults: list[str] = []
+    sections: dict[str, Any] = {}
+    training = raw.get("training", {})
+    try:
+        Training.model_validate(training)
+    except ValidationError as error:
+        faults += [_explain(Training, item, "training") for item in error.errors()]
+    try:
+        # JSON is the form in which a strict dataclass may be given as a mapping
+        if "model" in raw:
+            sections["model"] = _MODEL.validate_json(json.dumps(raw["model"]))
+    except ValidationError as error:
+        faults += [_explain(ModelConfig, item, "model") for item in error.errors()]
+    if not faults:
+        if isinstance(phases := raw.get("phases"), dict):
+            sections["phases"] = {name: _inherit(training, p) for name, p in phases.items()}
+        try:
+            recipe = Recipe.model_validate(raw | sections)
+            faults = _cross_check(recipe)
+        except ValidationError as error:
+            faults = [_explain(Recipe, item) for item in error.errors()]
+    if faults:
+        raise UserError("\n  ".join(dict.fromkeys(faults)), where=where)
+    return recipe
+
+
+def _inherit(training: dict[str, Any], phase: Any) -> Any:
+    """A phase with the shared settings under its own; the optimizer's are merged key by key."""
+    if not isinstance(phase, dict):
+        return phase
+    merged = training | phase
+    ours, theirs = phase.get("optimizer"), training.get("optimizer")
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        merged["optimizer"] = theirs | ours
+    return merged
+
+
+def _cross_check(recipe: Recipe) -> list[str]:
+    faults = []
+    for name, phase in recipe.phases.items():
+        key = f"phases.{name}"
+        if name == INIT:
+            faults.append(f"{key}: {INIT!r} is the name of the untrained model; choose another")
+        if phase.starts_from != INIT and phase.starts_from not in recipe.phases:
+            faults.append(
+                _no_such(f"{key}.starts_from", "phase", phase.starts_from, [INIT, *recipe.phases])
+            )
+        faults += _unknown_sources(recipe, f"{key}.mixture", phase.mixture)
+        if phase.seq_len > recipe.model.max_seq_len:
+            faults.append(
+                f"{key}.seq_len: {phase.seq_len} is beyond model.max_seq_len "
+                f"({recipe.model.max_seq_len})"
+            )
+    if recipe.tokenizer.mixture:
+        faults += _unknown_sources(recipe, "tokenizer.mixture", recipe.tokenizer.mixture)
+    if not faults:
+        faults += _circles(recipe)
+    if recipe.release.phase not in recipe.phases:
+        faults.append(_no_such("release.phase", "phase", recipe.release.phase, recipe.phases))
+    elif recipe.release.weights == "ema" and recipe.phases[recipe.release.phase].ema_decay is None:
+        faults.append(
+            f"release.weights: 'ema', but phases.{recipe.release.phase}.ema_decay is null"
+        )
+    if recipe.model.vocab_size is not None:
+        faults.append("model.vocab_size: comes from the tokenizer; set tokenizer.vocab_size")
+    return faults
+
+
+def _unknown_sources(recipe: Recipe, key: str, weights: dict[str, float]) -> list[str]:
+    faults = []
+    for source in weights:
+        if source not in recipe.sources:
+            faults.append(_no_such(f"{key}.{source}", "source", source, recipe.sources))
+        elif not recipe.sources[source].trains:
+            faults.append(f"{key}.{source}: this source has no training split")
+    return faults
+
+
+def _circles(recipe: Recipe) -> list[str]:
+    for start in recipe.phases:
+        chain = [start]
+        while (parent := recipe.phases[chain[-1]].starts_from) != INIT:
+            if parent in chain:
+                circle = " -> ".join([*chain[chain.index(parent) :], parent])
+                return [f"phases.{start}.starts_from: goes in a circle ({circle})"]
+            chain.append(parent)
+    return []
+
+
+def _no_such(key: str, kind: str, name: str, known: typing.Iterable[str]) -> str:
+    guess = nearest(name, known)
+    mean = f"; did you mean {guess!r}?" if guess else f"; there are: {', '.join(known)}"
+    return f"{key}: there is no {kind} {name!r}{mean}"
+
+
+def _explain(top: Any, error: Any, section: str = "") -> str:
+    """One pydantic error as ``key.path: what is wrong, got ...``."""
+    # pydantic puts the branch of a union into the path: not a key that the user wrote
+    path = [p for p in error["loc"] if not (isinstance(p, str) and _is_type_tag(p))]
+    key = section + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path)
+    key = key.removeprefix(".")
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _fields(top, [str(p) for p in path[:-1]])
+        guess = nearest(str(path[-1]), known)
+        mean = f"; did you mean {guess!r}?" if guess else f"; there are: {', '.join(known)}"
+        return f"{key}: unknown key{mean}"
+    if error["type"] in ("missing", "missing_argument"):
+        return f"{key}: this key is needed"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if error["type"] == "value_error" or isinstance(error["input"], dict):
+        return f"{key}: {message}"
+    return f"{key}: {message}, got {error['input']!r}"
+
+
+def _is_type_tag(part: str) -> bool:
+    return part in ("Hub", "str", "int", "float", "[key]") or part.startswith(
+        ("constrained-", "function-", "union[")
+    )
+
+
+def _fields(top: Any, path: list[str]) -> list[str]:
+    """Names that may stand at ``path`` below ``top``."""
+    for part in path:
+        top = _annotation(top, part)
+    return list(_hints(top))
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    if hasattr(kind, "__dataclass_fields__"):
+        return dict.fromkeys(kind.__dataclass_fields__, Any)
+    return {}
+
+
+def _annotation(kind: Any, part: str) -> Any:
+    if typing.get_origin(kind) is dict:
+        found = typing.get_args(kind)[1]
+    else:
+        found = _hints(kind).get(part, Any)
+    if typing.get_origin(found) in (typing.Union, types.UnionType):
+        models = [a for a in typing.get_args(found) if isinstance(a, type) and _hints(a)]
+        found = models[0] if models else found
+    return found
+
+
+def _kind(value: Any) -> str:
+    return "an empty file" if value is None else type(value).__name__

@@ -1,0 +1,1 @@
+"""From a finished phase to a registered model: export, evaluate, register, report."""

@@ -1,0 +1,193 @@
+"""Stage `register`: the released phase as a version of the registered model, with the alias on it.
+
+    exports/<phase>, verified, with the held-out figures in its card  -+
+    model/, the code that reads it                                    -+-> models:/<name>/<version>
+    downloaded again, verified, made to speak  --------------------------> models:/<name>@<alias>
+
+An export that is registered already keeps its version: running this again changes nothing. The
+alias moves only to a version that was fetched back whole and gave text.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import model
+from tasks import stage
+from tasks.errors import BAD_DATA, NO_INPUT, UserError
+from tasks.files import fingerprint, read_json, sha256_file, write_json, write_text
+from tasks.recipe import Recipe
+from tasks.release import native, provenance, tracking
+from tasks.release.export import add_evaluation
+from tasks.release.manifest import MANIFEST, verify_export
+from tasks.release.mlflow_store import EXPORT, SEAL, Store, load
+from tasks.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tasks.release.mlflow_store import Run
+
+CODE = Path(__file__).with_name("registered_model.py")
+REQUIREMENTS = ("torch", "safetensors", "tokenizers", "numpy")
+
+
+def register(workspace: Workspace, recipe: Recipe) -> None:
+    """Register the release's phase, once an export, and write reports/registration.json.
+
+    Raises UserError for an export that is missing or not as it was written, for a phase that was
+    not evaluated, and (exit code 69) where MLflow does not answer.
+    """
+    phase, name, alias = recipe.release.phase, recipe.name, recipe.release.alias
+    export = workspace.export(phase)
+    manifest = verify_export(export)
+    evaluation = read_json(workspace.evaluation(phase))
+    key = sha256_file(export / MANIFEST)
+    runs = tracking.sync_all(workspace, recipe)
+    if phase not in runs:
+        raise UserError(f"{workspace.metrics(phase)}/history.jsonl is missing", exit_code=NO_INPUT)
+    store = Store(workspace.root)
+    run = store.get_run(runs[phase])
+    tags = version_tags(workspace, manifest, evaluation, key)
+    known = [version for version, t in store.versions(name).items() if t.get(EXPORT) == key]
+    workspace.report.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".register-", dir=workspace.report) as scratch:
+        place = Path(scratch)
+        if known:
+            version = known[-1]
+        else:
+            complete = copy_with_figures(export, place / "export", recipe, evaluation)
+            version = publish(store, run, recipe, complete, tags, place)
+        speak(store, name, version, place / "fetched")
+    store.promote(name, version, alias, bits_per_byte(evaluation, manifest["weights"]))
+    record_checkpoints(store, workspace, runs)
+    write_json(
+        workspace.registration,
+        {
+            "name": name,
+            "version": version,
+            "alias": alias,
+            "uri": f"models:/{name}@{alias}",
+            "phase": phase,
+            "weights": manifest["weights"],
+            "export": key,
+            "run_id": run.info.run_id,
+            "experiment_id": run.info.experiment_id,
+            "tracking_uri": provenance.shown_uri(workspace.root),
+        },
+    )
+    print(f"    {name} version {version} is @{alias}: {phase}, {manifest['weights']} weights"
+          + (" (registered before)" if known else ""))  # fmt: skip
+
+
+def version_tags(
+    workspace: Workspace, manifest: dict[str, Any], evaluation: dict[str, Any], key: str
+) -> dict[str, str]:
+    """What a version is known by: its export, its making, its figures."""
+    git = provenance.git_tags(workspace.root)
+    return {
+        EXPORT: key,
+        "phasewise.phase": manifest["phase"],
+        "phasewise.weights": manifest["weights"],
+        "phasewise.tokens": str(manifest["total_tokens"]),
+        "phasewise.recipe_fingerprint": manifest["recipe"],
+        **{k.removeprefix("mlflow.source."): v for k, v in git.items()},
+        **bits_per_byte(evaluation, manifest["weights"]),
+    }
+
+
+def bits_per_byte(evaluation: dict[str, Any], weights: str) -> dict[str, str]:
+    """The figures of the released weights as tags, one a held-out set."""
+    return {
+        f"bits_per_byte.{name}": f"{figures[weights]['bits_per_byte']:.4f}"
+        for name, figures in evaluation.items()
+    }
+
+
+def copy_with_figures(
+    export: Path, folder: Path, recipe: Recipe, evaluation: dict[str, Any]
+) -> Path:
+    """A copy of the export (its large files linked) whose card has the held-out figures."""
+    shutil.copytree(export, folder, copy_function=_link)
+    add_evaluation(folder, recipe, evaluation)
+    return folder
+
+
+def publish(
+    store: Store, run: Run, recipe: Recipe, export: Path, tags: dict[str, str], scratch: Path
+) -> str:
+    """Make a new version of the registered model of an export; returns its number."""
+    architecture = scratch / "architecture"
+    write_architecture(architecture)
+    sampling = recipe.evaluation.sampling.model_dump() | {"seed": 0}
+    return store.add_version(
+        recipe.name,
+        run,
+        int(tags["phasewise.tokens"]),
+        tags | {SEAL: sha256_file(export / MANIFEST)},
+        scratch / "logged",
+        python_model=str(CODE),
+        artifacts={"export": str(export), "architecture": str(architecture)},
+        input_example=(recipe.evaluation.prompts[:1], sampling),
+        pip_requirements=requirements(),
+    )
+
+
+def write_architecture(folder: Path) -> None:
+    """Write the code that reads an export: `model/`, and `native.py` made a part of it."""
+    folder.mkdir()
+    for path in sorted(Path(model.__file__).parent.glob("*.py")):
+        shutil.copyfile(path, folder / path.name)
+    text = Path(native.__file__).read_text("utf-8")
+    text = re.sub(r"(?m)^( *from )model\.", r"\1.", text)
+    write_text(folder / "native.py", re.sub(r"(?m)^( *from )model import", r"\1. import", text))
+    for path in folder.iterdir():
+        foreign = re.search(r"(?m)^ *(?:from|import) (?:model|tasks)\b.*", path.read_text("utf-8"))
+        assert foreign is None, f"{path.name} would need this repository: {foreign.group()}"
+
+
+def requirements() -> list[str]:
+    """What the registered model needs, pinned to what is installed here."""
+    return [f"{name}=={installed_version(name).split('+')[0]}" for name in REQUIREMENTS]
+
+
+def speak(store: Store, name: str, version: str, folder: Path) -> None:
+    """Fetch a version, verify its export and make it continue its own example.
+
+    Raises UserError (exit code 65) where a file is not as it was or no text comes.
+    """
+    folder.mkdir()
+    fetched = store.download(name, version, folder)
+    verify_export(fetched / "artifacts" / "export")
+    texts = load(fetched).predict(["The "], params={"max_new_tokens": 4, "temperature": 0.0})
+    if len(texts) != 1 or not isinstance(texts[0], str):
+        raise UserError(
+            f"{name} version {version} gave {texts!r}, not a text: it is not given the alias",
+            exit_code=BAD_DATA,
+        )
+
+
+def record_checkpoints(store: Store, workspace: Workspace, runs: dict[str, str]) -> None:
+    """Let MLflow rank the phases' checkpoints, whose bytes stay in DVC."""
+    for phase, run_id in runs.items():
+        manifest = workspace.checkpoint(phase) / "manifest.json"
+        if manifest.exists():
+            key = fingerprint(read_json(manifest)["files"])
+            path = str(manifest.parent.relative_to(workspace.root))
+            store.ensure_checkpoint(run_id, f"{phase}-checkpoint", key, {"dvc.path": path})
+
+
+def _link(source: str, target: str) -> None:
+    """Hard link, or copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+if __name__ == "__main__":
+    stage.main(register)

@@ -1,0 +1,1 @@
+"""What goes into an export that brings its own code, beside the files of `model/`."""

@@ -1,0 +1,92 @@
+"""The command line of a stage: ``python -m tasks.data.clean <source>``.
+
+A stage is a function ``(workspace, recipe[, name]) -> None`` from files to files. This module gives
+it a command, a header with its place in the story, and errors as words and an exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import inspect
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tasks import recipe as recipes
+from tasks.errors import CANNOT_WRITE, UserError
+from tasks.recipe import Recipe
+from tasks.telemetry import quiet_telemetry
+from tasks.workspace import Workspace
+
+
+def stages(recipe: Recipe) -> list[str]:
+    """Every stage of the recipe by its DVC address, in the order of the story."""
+    names = list(recipe.sources)
+    phases = recipe.phases_in_order()
+    return [
+        *(f"download@{name}" for name in names),
+        *(f"clean@{name}" for name in names),
+        "dedup",
+        "split",
+        "tokenizer",
+        *(f"encode@{name}" for name in names),
+        *(f"mix@{name}" for name in phases),
+        "init",
+        *(f"train@{name}" for name in phases),
+        *(f"export@{name}" for name in phases),
+        *(f"evaluate@{name}" for name in phases),
+        "register",
+        "report",
+    ]
+
+
+def main(function: Callable[..., Any], argument: str | None = None) -> None:
+    """Run a stage from the command line; ``argument`` is 'source', 'phase' or None."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {inspect.getmodule(function).__spec__.name}",  # type: ignore[union-attr]
+        description=inspect.getdoc(function),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if argument:
+        parser.add_argument(argument, help=f"name of a {argument} in params.yaml")
+    parser.add_argument("--root", type=Path, default=Path(), help="folder of params.yaml")
+    arguments = parser.parse_args()
+    sys.exit(run(function, arguments.root, getattr(arguments, argument) if argument else None))
+
+
+def run(function: Callable[..., Any], root: Path, name: str | None = None) -> int:
+    """Run a stage in ``root`` and return its exit code; errors are printed as words."""
+    quiet_telemetry()
+    started = time.monotonic()
+    try:
+        recipe = recipes.load(root / "params.yaml")
+        address = function.__name__ + (f"@{name}" if name else "")
+        known = stages(recipe)
+        if address not in known:
+            from tasks.errors import unknown_name
+
+            prefix = f"{function.__name__}@"
+            names = [s.removeprefix(prefix) for s in known if s.startswith(prefix)]
+            raise unknown_name("name", name or "", names, where=str(root / "params.yaml"))
+        print(f"[{known.index(address) + 1}/{len(known)}] {address}", flush=True)
+        function(Workspace(root), recipe, *([name] if name else []))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        print(
+            f"error: {error.strerror}: {error.filename or root}\n"
+            "hint: mend that, then run the same command again: what is finished stays",
+            file=sys.stderr,
+        )
+        return CANNOT_WRITE
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    print(f"    done in {time.monotonic() - started:.1f} s", flush=True)
+    return 0
