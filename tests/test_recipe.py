@@ -66,6 +66,13 @@ def test_dvc_resolves_the_stages_of_every_recipe(path: Path, tmp_path: Path) -> 
     assert sorted(done.stdout.split()) == sorted(stages(recipes.load(path)))
 
 
+def test_the_readme_lists_every_recipe_with_its_size() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for path in RECIPES:
+        total = count_parameters(recipes.load(path).model_config_with_vocab)["total"]
+        assert f"| `{path.stem}` | {total:,} |" in readme
+
+
 def test_the_recipe_in_force_is_the_demo() -> None:
     assert (ROOT / "params.yaml").read_text() == (ROOT / "recipes/demo.yaml").read_text()
 
