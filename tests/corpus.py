@@ -178,6 +178,7 @@ def small_recipe(sources: dict[str, Any], **sections: Any) -> Recipe:
     return validate(
         {
             "name": "small",
+            "description": "The planted corpus",
             "seed": 42,
             "sources": sources,
             "dedup": {},

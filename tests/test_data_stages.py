@@ -169,8 +169,8 @@ def everything(root: Path) -> dict[str, str]:
 def test_two_runs_give_identical_bytes_and_so_do_more_processes(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.data.workers.BATCH_BYTES", 10_000)
-    monkeypatch.setattr("tasks.data.workers._INLINE_SECONDS", 0.0)
+    monkeypatch.setattr("tasks.workers.BATCH_BYTES", 10_000)
+    monkeypatch.setattr("tasks.workers._INLINE_SECONDS", 0.0)
     monkeypatch.setenv("PHASEWISE_WORKERS", "2")
     Made(tmp_path)
     first, second = everything(made.workspace.root / "data"), everything(tmp_path / "data")

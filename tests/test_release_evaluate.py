@@ -211,6 +211,7 @@ def test_a_set_without_text_has_no_bits_per_byte_but_says_so_as_infinity() -> No
 
 RECIPE: dict[str, Any] = {
     "name": "topics",
+    "description": "Two topics",
     "seed": 7,
     "sources": {name: {"files": {"train": ["*.txt"]}} for name in ("early", "late")},
     "dedup": {},

@@ -117,7 +117,7 @@ def test_an_encoder_that_differs_on_the_text_is_not_used(
 def test_threads_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, recipe = make_workspace(tmp_path)
     tokenizer(workspace, recipe)
-    monkeypatch.setattr("tasks.data.workers.BATCH_BYTES", 3_000)
+    monkeypatch.setattr("tasks.workers.BATCH_BYTES", 3_000)
     sums = []
     for cores in ("1", "4"):
         monkeypatch.setenv("PHASEWISE_WORKERS", cores)

@@ -41,6 +41,7 @@ def make_recipe(root: Path, **changes: Any) -> Recipe:
     """A small valid recipe, written as params.yaml; ``changes`` replace or extend its sections."""
     raw: dict[str, Any] = {
         "name": "tiny",
+        "description": "A tiny corpus",
         "seed": 7,
         "sources": {name: {"files": {"train": ["*.txt"]}} for name in ("one", "two")},
         "tokenizer": {"kind": "byte_bpe", "vocab_size": 400},

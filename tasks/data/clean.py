@@ -10,13 +10,13 @@ from functools import partial
 from tasks import stage
 from tasks.data.documents import Document, Writer, read
 from tasks.data.profiles import Dropped, clean_text
-from tasks.data.workers import batches, map_ordered
 from tasks.errors import BAD_DATA, UserError
 from tasks.files import atomic_folder
 from tasks.ledger import Ledger, write_ledgers
 from tasks.progress import progress
 from tasks.recipe import Recipe, Source
 from tasks.units import show_count
+from tasks.workers import batches, map_ordered
 from tasks.workspace import Workspace
 
 

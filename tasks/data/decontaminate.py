@@ -29,8 +29,8 @@ import numpy.typing as npt
 from tasks.data.characters import tidy
 from tasks.data.documents import Document
 from tasks.data.shingles import Hashes, shingles
-from tasks.data.workers import batches, map_ordered
 from tasks.ledger import Ledger
+from tasks.workers import batches, map_ordered
 
 COMMON = 10  # training documents; a run in more of them is a common phrase
 MOST = 0.5  # of a document's characters; one that would lose more goes whole

@@ -36,11 +36,11 @@ from tasks.data.documents import Document, read
 from tasks.data.minhash import band_keys, candidate_chance, signatures
 from tasks.data.near import join_near
 from tasks.data.shingles import Hashes, shingles
-from tasks.data.workers import batches, map_ordered
 from tasks.files import atomic_folder, write_text
 from tasks.ledger import Ledger, write_ledgers
 from tasks.progress import progress
 from tasks.recipe import Dedup, Recipe, Split
+from tasks.workers import batches, map_ordered
 from tasks.workspace import Workspace
 
 PRIORITY: tuple[Split, ...] = ("test", "validation", "train")

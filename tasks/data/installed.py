@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from tasks.data.rows import Row
-from tasks.data.workers import map_ordered
 from tasks.recipe import Split
+from tasks.workers import map_ordered
 
 Kind = Literal["stdlib", "packages"]
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

@@ -15,7 +15,7 @@ import numpy as np
 
 from tasks.data.cluster import Clusters, Indices, candidates, join_similar
 from tasks.data.shingles import Hashes, jaccard, shingles
-from tasks.data.workers import batches, map_ordered
+from tasks.workers import batches, map_ordered
 
 Numbered = tuple[int, str]  # a document's number and its text
 

@@ -17,17 +17,17 @@ from typing import Any
 from tasks import stage
 from tasks.data import documents
 from tasks.data.documents import Document
-from tasks.data.workers import batches
 from tasks.files import atomic_folder, write_json
 from tasks.ledger import Ledger, write_ledgers
 from tasks.progress import progress
 from tasks.recipe import SPLITS, Recipe, Split
 from tasks.settings import settings
-from tasks.tokens.fast import Encode, Ids, fastest, map_in_threads
+from tasks.tokens.fast import Encode, Ids, fastest
 from tasks.tokens.shard_writer import SplitWriter
 from tasks.tokens.shards import VERSION, dtype_for
 from tasks.tokens.text import TextTokenizer, load_tokenizer
 from tasks.units import show_count
+from tasks.workers import batches, map_in_threads
 from tasks.workspace import Workspace
 
 SAMPLE_DOCUMENTS = 256

@@ -9,16 +9,13 @@ of that kind, ``tokenizers`` does the work and a line says so.
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from tasks.settings import settings
 from tasks.tokens.text import TextTokenizer
 
 Ids: TypeAlias = npt.NDArray[np.uint32]
@@ -30,7 +27,6 @@ Result = TypeVar("Result")
 WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 SAMPLE_BYTES = 1_000_000
-_BATCHES_AHEAD = 2  # in flight a thread
 _LONG_TEXT, _LONG_SPACE = 100_000, re.compile(r"\s{1000}")
 _TRICKY = (
     " a  b   c\n\n\td \r\n e\u00a0\u2003f  ",
@@ -138,29 +134,6 @@ def byte_of_character() -> dict[str, int]:
     others = [byte for byte in range(256) if byte not in printable]
     shown = {chr(byte): byte for byte in printable}
     return shown | {chr(256 + place): byte for place, byte in enumerate(others)}
-
-
-def map_in_threads(
-    function: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterator[tuple[Item, Result]]:
-    """Yield ``(item, function(item))`` in the order of the items, computed on all cores.
-
-    Threads, because both encoders release Python's lock; a few items a thread are held at a time.
-    """
-    cores = settings().cores
-    waiting: deque[tuple[Item, Future[Result]]] = deque()
-    with ThreadPoolExecutor(cores) as pool:
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(function, item)))
-                if len(waiting) > cores * _BATCHES_AHEAD:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _first(texts: Sequence[str], limit: int) -> list[str]:

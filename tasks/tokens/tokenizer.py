@@ -19,17 +19,17 @@ import numpy as np
 
 from tasks import stage
 from tasks.data import documents
-from tasks.data.workers import batches
 from tasks.errors import BAD_DATA, UserError
 from tasks.files import atomic_folder, write_bytes, write_json
 from tasks.progress import progress
 from tasks.recipe import Recipe
-from tasks.tokens.fast import Encode, fastest, map_in_threads
+from tasks.tokens.fast import Encode, fastest
 from tasks.tokens.pretrained import Built, pretrained
 from tasks.tokens.sample import Sample, draw
 from tasks.tokens.text import TextTokenizer
 from tasks.tokens.train import train
 from tasks.units import show_count
+from tasks.workers import batches, map_in_threads
 from tasks.workspace import Workspace
 
 VERSION = 1
