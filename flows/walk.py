@@ -47,7 +47,8 @@ def walk(
     speak_in_words()
     logger = get_run_logger()
     try:
-        addresses = choose(dag.load())
+        story = dag.load()
+        addresses = choose(story)
     except UserError as error:
         logger.error("%s", error)
         return failed(str(error), error.exit_code)
@@ -60,4 +61,8 @@ def walk(
             return failed(state.message, exit_code(state))
         cached += state.name == "Cached"
     run = len(addresses) - cached
-    return Completed(message=f"{run} of {len(addresses)} stages run, {cached} unchanged")
+    message = f"{run} of {len(addresses)} stages run, {cached} unchanged"
+    if left := dag.stale(a for a in story.stages if a not in addresses):
+        message += f"; out of date now: {', '.join(left)} (the flow pipeline runs them)"
+        logger.info("%s", message)
+    return Completed(message=message)
