@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -57,6 +58,8 @@ class Progress:
         self._shown = time.monotonic()
         line = self._line()
         if self._terminal:
+            # a line that wraps could not be written over
+            line = line[: shutil.get_terminal_size().columns - 1]
             sys.stderr.write(f"\r{line:<{self._width}}")
             self._width = len(line)
         else:
