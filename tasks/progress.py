@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from tasks.settings import settings
 from tasks.units import show_count, show_seconds
 
 _TERMINAL_SECONDS = 0.2
+_RECENT_SECONDS = 30.0  # that the rate is taken over, so that a pause does not spoil it for long
 
 
 class Progress:
@@ -20,10 +22,11 @@ class Progress:
 
     def __init__(self, total: int | None, unit: str, title: str, done: int = 0) -> None:
         self.total, self.unit, self.title = total, unit, title
-        self.done = self._first = done
+        self.done = done
         self._terminal = sys.stderr.isatty()
         self._every = _TERMINAL_SECONDS if self._terminal else settings().log_every_seconds
-        self._started = self._shown = time.monotonic()
+        self._shown = time.monotonic()
+        self._marks = deque([(self._shown, done)])
         self._width = 0
         self._figures: dict[str, Any] = {}
 
@@ -36,8 +39,12 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Units a second since the start."""
-        return (self.done - self._first) / max(1e-9, time.monotonic() - self._started)
+        """Units a second, lately."""
+        now = time.monotonic()
+        while len(self._marks) > 1 and now - self._marks[0][0] > _RECENT_SECONDS:
+            self._marks.popleft()
+        since, done = self._marks[0]
+        return (self.done - done) / max(1e-9, now - since)
 
     def _line(self) -> str:
         parts = [f"    {self.title}"]
@@ -57,6 +64,7 @@ class Progress:
     def _show(self) -> None:
         self._shown = time.monotonic()
         line = self._line()
+        self._marks.append((self._shown, self.done))
         if self._terminal:
             # a line that wraps could not be written over
             line = line[: shutil.get_terminal_size().columns - 1]
