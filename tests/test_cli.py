@@ -31,9 +31,9 @@ def phasewise(
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A copy of what a clone holds, without its history."""
-    for name in ("dvc.yaml", "params.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    shutil.copy(ROOT / "recipes/demo.yaml", tmp_path / "params.yaml")
     return tmp_path
 
 

@@ -73,10 +73,6 @@ def test_the_readme_lists_every_recipe_with_its_size() -> None:
         assert f"| `{path.stem}` | {total:,} |" in readme
 
 
-def test_the_recipe_in_force_is_the_demo() -> None:
-    assert (ROOT / "params.yaml").read_text() == (ROOT / "recipes/demo.yaml").read_text()
-
-
 BAD: list[tuple[str, Any, str]] = [
     ("trainin", {}, "trainin: unknown key; did you mean 'training'?"),
     ("phases.phase2.warmup_token", 5, "phases.phase2.warmup_token: unknown key; did you mean 'warmup_tokens'"),
