@@ -83,7 +83,6 @@ class Trainer:
         )
         self.last_validation: list[dict[str, Any]] = []
         self.leaving: int | None = None
-        self.step_seconds: list[float] = []
 
     def run_to_end(self) -> None:
         """Train what is left, then place the phase."""
@@ -148,7 +147,6 @@ class Trainer:
 
     def _after_step(self, state: Any, report: Any) -> bool:
         """Log, validate and save as due; False ends the loop."""
-        self.step_seconds.append(report.seconds)
         self.history.write(
             "train",
             step=state.step,
