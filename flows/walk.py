@@ -7,7 +7,7 @@ a thread pool cannot.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 
 from prefect.client.schemas.objects import State
@@ -62,7 +62,18 @@ def walk(
         cached += state.name == "Cached"
     run = len(addresses) - cached
     message = f"{run} of {len(addresses)} stages run, {cached} unchanged"
-    if left := dag.stale(a for a in story.stages if a not in addresses):
-        message += f"; out of date now: {', '.join(left)} (the flow pipeline runs them)"
-        logger.info("%s", message)
+    message += _left_to_do(a for a in story.stages if a not in addresses)
+    logger.info("%s", message)
     return Completed(message=message)
+
+
+def _left_to_do(addresses: Iterable[str]) -> str:
+    """What is out of date among stages that were not walked, as the end of a message.
+
+    The walk is over and well: that DVC is busy with another run of its own does not undo it.
+    """
+    try:
+        left = dag.stale(addresses)
+    except UserError as error:
+        return f"; what else is out of date is not known: {error.message}"
+    return f"; out of date now: {', '.join(left)} (the flow pipeline runs them)" if left else ""

@@ -94,6 +94,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Hard link, or copy where the file system has none: no second copy of large weights."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def sync_tree(folder: Path) -> None:
     """fsync every file and folder under ``folder``."""
     for root, _, names in os.walk(folder):

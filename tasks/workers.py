@@ -1,4 +1,4 @@
-"""Work on many texts at once: a function over batches, in order, in processes of this machine.
+"""Work on many texts at once: a function over batches, in order, on all cores of this machine.
 
 This is the one place that knows how a data stage is spread: whatever runs the batches, they come
 back in the order they went in, so the output's bytes do not depend on it.
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 BATCH_BYTES = 1_000_000  # of text: some tens of milliseconds of work
 _INLINE_SECONDS = 0.5  # of work done here before processes are started, which takes as long
-_AHEAD = 2  # batches in flight a process
+_AHEAD = 2  # batches in flight a worker
 
 
 def batches(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[Item]]:

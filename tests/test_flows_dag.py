@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import dag
+from flows import dag, walk
 from tasks.errors import USAGE, UserError
 from tests import flows_toy
 
@@ -98,3 +98,14 @@ def test_a_folder_that_is_no_project_is_refused_in_words(
     (tmp_path / "dvc.yaml").write_text("stages: {}")
     with pytest.raises(UserError, match="not a DVC project"):
         dag.load()
+
+
+def test_a_busy_dvc_does_not_undo_a_walk_that_went_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(addresses: object) -> list[str]:
+        raise UserError("held by process 7", exit_code=75)
+
+    monkeypatch.setattr(dag, "stale", busy)
+    assert walk._left_to_do(["report"]).endswith("is not known: held by process 7")
+    monkeypatch.setattr(dag, "stale", list)
+    assert "out of date now: export@a, report" in walk._left_to_do(["export@a", "report"])
+    assert walk._left_to_do([]) == ""

@@ -10,7 +10,6 @@ alias moves only to a version that was fetched back whole and gave text.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import model
 from tasks import stage
 from tasks.errors import BAD_DATA, NO_INPUT, UserError
-from tasks.files import fingerprint, read_json, sha256_file, write_json, write_text
+from tasks.files import fingerprint, link_or_copy, read_json, sha256_file, write_json, write_text
 from tasks.recipe import Recipe
 from tasks.release import native, provenance, tracking
 from tasks.release.export import add_evaluation
@@ -112,7 +111,7 @@ def copy_with_figures(
     export: Path, folder: Path, recipe: Recipe, evaluation: dict[str, Any]
 ) -> Path:
     """A copy of the export (its large files linked) whose card has the held-out figures."""
-    shutil.copytree(export, folder, copy_function=_link)
+    shutil.copytree(export, folder, copy_function=link_or_copy)
     add_evaluation(folder, recipe, evaluation)
     return folder
 
@@ -179,14 +178,6 @@ def record_checkpoints(store: Store, workspace: Workspace, runs: dict[str, str])
             key = fingerprint(read_json(manifest)["files"])
             path = str(manifest.parent.relative_to(workspace.root))
             store.ensure_checkpoint(run_id, f"{phase}-checkpoint", key, {"dvc.path": path})
-
-
-def _link(source: str, target: str) -> None:
-    """Hard link, or copy where the file system has none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,6 @@ from tasks.tokens.text import TextTokenizer
 
 Ids: TypeAlias = npt.NDArray[np.uint32]
 Encode: TypeAlias = Callable[[Sequence[str]], list[Ids]]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 # GPT-2's pattern (Radford et al. 2019) with possessive repeats: the same words, less backtracking
 WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"

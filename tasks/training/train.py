@@ -13,13 +13,12 @@ import signal
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from tasks import stage
 from tasks.errors import BUSY, UserError
-from tasks.files import atomic_folder, exclusive, read_json, write_json
+from tasks.files import atomic_folder, exclusive, link_or_copy, read_json, write_json
 from tasks.process import die_with_parent
 from tasks.progress import progress
 from tasks.recipe import Recipe
@@ -268,20 +267,12 @@ class Trainer:
         with atomic_folder(self.workspace.checkpoint(self.phase)) as folder:
             for path in sorted(final.iterdir()):
                 if path.name not in ("local.json", checkpoint.MANIFEST):
-                    _link(path, folder / path.name)
+                    link_or_copy(path, folder / path.name)
             checkpoint.seal(folder)
         with atomic_folder(self.workspace.metrics(self.phase)) as folder:
             shutil.copy(self.run / "history.jsonl", folder)
             write_curves(read_history(folder / "history.jsonl"), folder, self.tokens_before)
             write_json(folder / "summary.json", summary)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Hard link, or copy where the file system has none: no second copy of large weights."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy(source, target)
 
 
 if __name__ == "__main__":
