@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from tasks.errors import BAD_DATA, NO_INPUT, UserError
 
-TRAIN = ("loss", "lr", "grad_norm", "tokens_per_second")
+TRAIN = ("loss", "lr", "grad_norm", "tokens_per_second", "balance_loss", "router_z_loss",
+         "expert_load_max", "expert_dropped")  # fmt: skip
 VALIDATION = ("bits_per_byte", "perplexity")
 
 

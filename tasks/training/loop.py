@@ -13,25 +13,29 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from tasks.errors import NON_FINITE, UserError
 from tasks.tokens.reader import Reader
 from tasks.training.optimizer import set_lr
+from tasks.training.routing import RoutingLog
 from tasks.training.schedule import lr_at
 from tasks.training.state import TrainState
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step saw. ``loss`` in nats a token, before the update."""
+    """What one optimizer step saw. ``loss`` in nats a token, before the update; ``routing`` as
+    ``RoutingLog.figures`` gives it."""
 
     loss: float
     lr: float
     grad_norm: float
     seconds: float
+    routing: dict[str, Any] = field(default_factory=dict)
 
 
 def train(
@@ -57,21 +61,21 @@ def train(
         lr = lr_at(settings, state.tokens)
         set_lr(state.optimizer, lr)
         torch.manual_seed(step_seed(seed, state.phase, state.step))
-        loss = accumulate(state, reader, micro_batch)
+        loss, routing = accumulate(state, reader, micro_batch)
         grad_norm = update(state, loss)
         state.step += 1
-        report = StepReport(loss, lr, grad_norm, time.perf_counter() - started)
+        report = StepReport(loss, lr, grad_norm, time.perf_counter() - started, routing)
         if not after_step(state, report):
             return
 
 
-def accumulate(state: TrainState, reader: Reader, micro_batch: int) -> float:
-    """Add up the gradient of one step's loss; returns the loss in nats a token."""
+def accumulate(state: TrainState, reader: Reader, micro_batch: int) -> tuple[float, dict[str, Any]]:
+    """Add up the gradient of one step's loss; returns the loss in nats a token, and the routing."""
     settings, device = state.settings, state.device
     state.model.train()
     state.optimizer.zero_grad(set_to_none=True)
     first = state.step * settings.batch_size
-    total = torch.zeros((), device=device.torch_device)
+    total, routing = torch.zeros((), device=device.torch_device), RoutingLog()
     for offset in range(0, settings.batch_size, micro_batch):
         samples = reader.samples(first + offset, micro_batch, documents=settings.document_mask)
         tokens = torch.from_numpy(samples.tokens).to(device.torch_device)
@@ -85,7 +89,8 @@ def accumulate(state: TrainState, reader: Reader, micro_batch: int) -> float:
         loss = (loss_sum + aux.get("loss", 0.0)) / settings.batch_tokens
         state.scaler.scale(loss).backward()
         total += loss_sum.detach()
-    return total.item() / settings.batch_tokens
+        routing.add(aux)
+    return total.item() / settings.batch_tokens, routing.figures(settings.batch_tokens)
 
 
 def update(state: TrainState, loss: float) -> float:

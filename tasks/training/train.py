@@ -154,6 +154,7 @@ class Trainer:
             lr=report.lr,
             grad_norm=report.grad_norm,
             tokens_per_second=round(self.settings.batch_tokens / report.seconds, 1),
+            **report.routing,
         )
         self.shown.advance(self.settings.batch_tokens, step=state.step, loss=report.loss)
         last = state.step == self.settings.steps
