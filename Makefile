@@ -10,7 +10,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # dvc and the stages it runs must find this environment's python
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo test lint bench up down mlflow report clean
+.PHONY: help install demo test faults lint bench up down mlflow report clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -30,8 +30,14 @@ demo: $(INSTALLED) ## raw text to a registered model in minutes, on a CPU, offli
 test: $(INSTALLED) ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+faults: $(INSTALLED) ## fifty random kills of a training run: minutes
+	$(BIN)/python -m pytest -m faults
+
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: $(INSTALLED) ## speed and memory beside other libraries, as ratios (5 minutes)
+	$(BIN)/python -m bench
 
 up: $(INSTALLED) ## Prefect server and worker on localhost, with the recipe's deployments
 	@$(BIN)/python -m flows.up

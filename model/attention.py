@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .cache import KVCache
 from .config import ModelConfig
+from .flex import attend
 from .linear import Linear
 from .masks import Sight
 from .norm import RMSNorm
@@ -54,15 +55,17 @@ class Attention(nn.Module):
             q, k = rotation.turn(q), rotation.turn(k)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        mixed = self._mix(q, k, v, sight)
+        mixed = self.mix(q, k, v, sight)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, T, heads·D) -> (B, heads, T, D)."""
         return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
         """q (B, H, Tq, D), k and v (B, G, Tk, D) -> (B, H, Tq, D)."""
+        if sight.blocks is not None:
+            return attend(q, k, v, sight.blocks)
         if self.group > 1 and sight.bias is not None:
             # On CUDA the kernels that take a bias do not share heads; unaided, torch would fall
             # back to one that writes out all scores.

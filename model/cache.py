@@ -47,12 +47,17 @@ class KVCache:
 
         The tokens count as read after `advance`, once every layer has written its own.
         """
-        end = self.length + k.shape[2]
-        if end > self.capacity:
-            raise ValueError(f"the cache has room for {self.capacity} tokens, not for {end}")
+        end = self.end(k.shape[2])
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def end(self, length: int) -> int:
+        """Where `length` more tokens end. Raises ValueError where there is no room for them."""
+        end = self.length + length
+        if end > self.capacity:
+            raise ValueError(f"the cache has room for {self.capacity} tokens, not for {end}")
+        return end
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows (numbers or a mask) alone, when the others have finished."""
@@ -61,3 +66,20 @@ class KVCache:
     def advance(self, length: int) -> None:
         """Count `length` more tokens as read."""
         self.length += length
+
+    def settle(self, left_padding: Tensor, counts: Tensor) -> Tensor:
+        """Go back to the first `counts` (B,) tokens of each row after its `left_padding` (B,).
+
+        Rows go back by different numbers of tokens, so each is moved to end where the longest
+        does. Returns the padding (B,) that is left: 0 for the longest.
+        """
+        self.length = int(counts.max())
+        padding = self.length - counts
+        moved = left_padding - padding
+        if moved.any():
+            places = torch.arange(self.length, device=counts.device) + moved.unsqueeze(1)
+            places = places.clamp(0, self.capacity - 1)[None, :, None, :, None]
+            for buffer in (self.keys, self.values):
+                shape = (*buffer.shape[:3], self.length, buffer.shape[4])
+                buffer[:, :, :, : self.length] = buffer.gather(3, places.expand(shape))
+        return padding

@@ -4,12 +4,15 @@
 
 The rows go through in chunks: logits of a chunk, their log-softmax in fp32, and at once the
 gradients by hidden and by table, so that no logits are kept for the backward pass or computed
-twice. Only one chunk of logits lives at a time; the whole of them, for 8,192 tokens and 50,000 ids,
-would be 1.6 GB. Targets of -100 count for nothing.
+twice. Only one chunk of logits lives at a time, and turns into its own gradient where it
+stands; the whole of them, for 8,192 tokens and 50,000 ids, would be 1.6 GB in fp32. Targets of -100
+count for nothing.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,8 +23,11 @@ from .norm import compute_dtype
 
 IGNORED = -100
 
-_CHUNK_LOGITS = 2**25
-"""Logits of one chunk: 128 MiB of fp32."""
+_CHUNK_LOGITS = 2**26
+"""Logits of one chunk, at most: rows enough for matrix products to run at full speed."""
+
+_SLICE_LOGITS = 2**20
+"""On a CPU, logits that are widened to fp32 at a time: 4 MiB stay in its cache."""
 
 
 def linear_cross_entropy(
@@ -29,7 +35,7 @@ def linear_cross_entropy(
     table: Tensor,
     targets: Tensor,
     label_smoothing: float = 0.0,
-    chunk_rows: int | None = None,
+    rows_a_chunk: int | None = None,
 ) -> Tensor:
     """Sum over the targets of -log softmax(hidden · tableᵀ)[target], a scalar in fp32.
 
@@ -37,7 +43,7 @@ def linear_cross_entropy(
     mixes the target with the uniform distribution, (1 - s) · onehot + s / V. Products run in
     autocast's dtype where it is on; sums are fp32.
     """
-    rows = chunk_rows or max(1, _CHUNK_LOGITS // table.shape[0])
+    rows = rows_a_chunk or chunk_rows(len(hidden), len(table))
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(hidden, table, targets, label_smoothing, rows)
     if label_smoothing:
@@ -47,25 +53,32 @@ def linear_cross_entropy(
 
 @torch.no_grad()
 def token_losses(
-    hidden: Tensor, table: Tensor, targets: Tensor, chunk_rows: int | None = None
+    hidden: Tensor, table: Tensor, targets: Tensor, rows_a_chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The loss of each target in nats, fp32 (N,), and whether it was the likeliest id, bool (N,).
 
     hidden (N, C), table (V, C), targets (N,); where the target is -100 the loss is 0 and the
     answer is false.
     """
-    rows = chunk_rows or max(1, _CHUNK_LOGITS // table.shape[0])
+    rows = rows_a_chunk or chunk_rows(len(hidden), len(table))
     dtype = compute_dtype(hidden)
     hidden, table = hidden.to(dtype), table.to(dtype)
-    chunks = _LogitChunks(hidden, table, rows)
+    buffer = _logit_buffer(hidden, table, rows)
     losses, hits = [], []
     for h, target in zip(hidden.split(rows), targets.split(rows), strict=True):
-        log_p = chunks.log_softmax(h)
-        valid = target != IGNORED
-        picked = log_p.gather(1, target.clamp_min(0).unsqueeze(1)).squeeze(1)
-        losses.append(torch.where(valid, -picked, 0.0))
-        hits.append(log_p.argmax(dim=-1) == target)
+        logits = torch.mm(h, table.T, out=buffer[: h.shape[0]])
+        for part, column in _slices(logits, target):
+            log_p = part.float().log_softmax(dim=-1)
+            picked = log_p.gather(1, column.clamp_min(0).unsqueeze(1)).squeeze(1)
+            losses.append(torch.where(column != IGNORED, -picked, 0.0))
+            hits.append(log_p.argmax(dim=-1) == column)
     return torch.cat(losses), torch.cat(hits)
+
+
+def chunk_rows(rows: int, vocabulary: int) -> int:
+    """Rows of one chunk out of `rows`: all chunks are about as large, for a short one is slow."""
+    most = max(1, _CHUNK_LOGITS // vocabulary)
+    return math.ceil(rows / max(1, math.ceil(rows / most)))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -103,51 +116,55 @@ def _loss_and_gradients(
     """
     loss = torch.zeros((), device=hidden.device)
     grad_hidden = torch.empty_like(hidden)
-    grad_table = torch.zeros(table.shape, device=table.device)
-    chunks = _LogitChunks(hidden, table, rows)
-    off = smoothing / table.shape[0]
+    grad_table: Tensor | None = None
+    buffer = _logit_buffer(hidden, table, rows)
     for h, target, grad in zip(
         hidden.split(rows), targets.split(rows), grad_hidden.split(rows), strict=True
     ):
         valid = (target != IGNORED).unsqueeze(1)
-        column = target.clamp_min(0).unsqueeze(1)
-        log_p = chunks.log_softmax(h)
-        row_loss = (smoothing - 1.0) * log_p.gather(1, column)
-        if smoothing:
-            row_loss = row_loss - off * log_p.sum(dim=-1, keepdim=True)
-        loss += torch.where(valid, row_loss, 0.0).sum()
-        slope = log_p.exp_()  # d loss / d logits = softmax - smoothed one-hot
-        if smoothing:
-            slope -= off
-        slope.scatter_add_(1, column, torch.full_like(row_loss, smoothing - 1.0))
-        narrow = chunks.narrowed(slope)
-        grad.copy_((narrow @ table) * valid)
-        grad_table += narrow.T @ (h * valid)
+        logits = torch.mm(h, table.T, out=buffer[: h.shape[0]])
+        for part, column in _slices(logits, target):
+            loss += _to_slopes(part, column, smoothing)
+        grad.copy_((logits @ table) * valid)
+        by_table = logits.T @ (h * valid)
+        grad_table = by_table.float() if grad_table is None else grad_table.add_(by_table)
+    if grad_table is None:
+        grad_table = torch.zeros(table.shape, device=table.device)
     return loss, grad_hidden, grad_table
 
 
-class _LogitChunks:
-    """Buffers for one chunk of logits, used again by every chunk.
+def _to_slopes(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    """Turn logits (n, V) into d loss / d logits = softmax - smoothed one-hot, in place.
+
+    Returns the loss of the rows that have a target, fp32 (); the slopes of the others mean nothing.
+    """
+    column = target.clamp_min(0).unsqueeze(1)
+    log_p = logits.float().log_softmax(dim=-1)
+    picked = log_p.gather(1, column)
+    loss = (smoothing - 1.0) * picked
+    off = smoothing / logits.shape[1]
+    if smoothing:
+        loss = loss - off * log_p.sum(dim=-1, keepdim=True)
+    slopes = log_p.exp_() - off if smoothing else log_p.exp_()
+    logits.copy_(slopes)
+    # The target's own is placed last, so that a compiler needs no wide slopes to scatter it into.
+    logits.scatter_(1, column, (picked.exp() + (smoothing - 1.0 - off)).to(logits.dtype))
+    return loss.squeeze(1).where(target != IGNORED, 0.0).sum()
+
+
+def _logit_buffer(hidden: Tensor, table: Tensor, rows: int) -> Tensor:
+    """Room for one chunk, used again by every chunk.
 
     Fresh memory of this size costs a CPU more to map than the arithmetic that it is for.
     """
+    return hidden.new_empty(min(rows, hidden.shape[0]), table.shape[0])
 
-    def __init__(self, hidden: Tensor, table: Tensor, rows: int) -> None:
-        shape = (min(rows, hidden.shape[0]), table.shape[0])
-        self.table = table
-        self.logits = hidden.new_empty(shape)
-        exact = hidden.dtype == torch.float32
-        self.wide = self.logits if exact else torch.empty(shape, device=hidden.device)
-        self.log_p = torch.empty(shape, device=hidden.device)
 
-    def log_softmax(self, hidden: Tensor) -> Tensor:
-        """hidden (n, C) -> log-probabilities (n, V) in fp32, good until the next call."""
-        n = hidden.shape[0]
-        torch.mm(hidden, self.table.T, out=self.logits[:n])
-        if self.wide is not self.logits:
-            self.wide[:n].copy_(self.logits[:n])
-        return torch.log_softmax(self.wide[:n], dim=-1, out=self.log_p[:n])
+def _slices(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows of a chunk, a cache's worth at a time on a CPU; all at once on other devices.
 
-    def narrowed(self, rows: Tensor) -> Tensor:
-        """rows (n, V) in the dtype of matrix products, good until the next call."""
-        return rows if self.wide is self.logits else self.logits[: rows.shape[0]].copy_(rows)
+    A compiler fuses the passes over the rows itself, so it gets them whole too.
+    """
+    whole = logits.device.type != "cpu" or torch.compiler.is_compiling()
+    rows = len(logits) if whole else max(1, _SLICE_LOGITS // logits.shape[1])
+    return zip(logits.split(rows), target.split(rows), strict=True)

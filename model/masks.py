@@ -2,7 +2,8 @@
 
 The bias is added to the attention scores: -inf where a key is hidden, -slope · distance with ALiBi,
 0 elsewhere. It is built once a forward pass and shared by all layers, and not at all where the
-plain causal order says it all, because the fused kernels are fastest without one.
+plain causal order says it all, because the fused kernels are fastest without one. On CUDA documents
+are told apart by blocks instead (`flex.py`); this file is where one or the other is chosen.
 
 A token always sees itself. So no row is empty, and padding cannot turn into NaN.
 """
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .config import ModelConfig
+from .flex import Blocks, visible_blocks
 
 
 class Sight(NamedTuple):
@@ -24,6 +26,8 @@ class Sight(NamedTuple):
     """(1 or B, 1 or H, Tq, Tk) to add to the scores, or None."""
     is_causal: bool
     """Without a bias: whether query i sees keys 0..i alone (it sees all of them otherwise)."""
+    blocks: Blocks | None = None
+    """In place of both: the blocks of scores that FlexAttention computes."""
 
 
 def sight(
@@ -36,12 +40,16 @@ def sight(
     document_ids: Tensor | None,
     device: torch.device,
     dtype: torch.dtype,
+    dropout: bool = False,
 ) -> Sight:
     """What `length` queries see of the `past` keys before them and of one another.
 
     slopes (H,), left_padding (B,) pads at the front of each row, document_ids (B, T); the last two
-    may be None. `dtype` is the dtype of the queries.
+    may be None. `dtype` is the dtype of the queries; `dropout` says whether attention weights will
+    be dropped, which FlexAttention cannot.
     """
+    if document_ids is not None and left_padding is None and takes_blocks(device) and not dropout:
+        return Sight(None, False, visible_blocks(document_ids, config.sliding_window, slopes))
     total = past + length
     window = config.sliding_window
     windowed = window is not None and window < total
@@ -68,6 +76,11 @@ def sight(
         # -slope · distance is not small, the weight exp(-slope · distance) is.
         score = alibi_bias(slopes, distance).to(dtype)
     return Sight(score.masked_fill(~visible, float("-inf")), is_causal=False)
+
+
+def takes_blocks(device: torch.device) -> bool:
+    """Whether documents are told apart by blocks: FlexAttention trains on CUDA alone."""
+    return device.type == "cuda"
 
 
 def alibi_bias(slopes: Tensor, distance: Tensor) -> Tensor:

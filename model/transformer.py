@@ -78,7 +78,19 @@ class Transformer(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.embed_tokens.weight.device
+        return self._plain.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are, those aside that are quantized."""
+        return self._plain.dtype
+
+    @property
+    def _plain(self) -> Tensor:
+        """A weight that is one of floats whatever becomes of the tables."""
+        weight = self.norm.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     @property
     def output_table(self) -> Tensor:
@@ -156,7 +168,7 @@ class Transformer(nn.Module):
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """An empty cache on the model's device, in the dtype that keys come out in."""
-        weight = self.embed_tokens.weight
+        weight = self._plain
         dtype = compute_dtype(weight)
         return KVCache(self.config, batch_size, capacity, device=weight.device, dtype=dtype)
 
@@ -204,6 +216,7 @@ class Transformer(nn.Module):
             document_ids=document_ids,
             device=x.device,
             dtype=dtype,
+            dropout=self.training and self._drops_attention,
         )
         routings = []
         for block in self.layers:
@@ -213,6 +226,10 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(length)
         return self.norm(x), routings
+
+    @property
+    def _drops_attention(self) -> bool:
+        return any(isinstance(m, Attention) and m.dropout > 0 for m in self.modules())
 
     def _block(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, Routing | None]:
         if self.recompute and self.training and torch.is_grad_enabled():

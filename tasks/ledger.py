@@ -55,14 +55,26 @@ class Ledger:
         self.kept.add(out)
         self.edited_bytes += text_bytes_in - out
 
-    def drop(self, reason: str, text: str) -> None:
-        """Book one document that goes, and keep the first few as examples."""
-        size = len(text.encode("utf-8", errors="replace"))
+    def drop(self, reason: str, text: str, text_bytes: int | None = None) -> None:
+        """Book one document that goes, and keep the first few as examples; ``text_bytes`` where
+        ``text`` is only the beginning of it."""
+        size = len(text.encode("utf-8", errors="replace")) if text_bytes is None else text_bytes
         self.taken.add(size)
         self.dropped.setdefault(reason, Count()).add(size)
         shown = self.examples.setdefault(reason, [])
         if len(shown) < EXAMPLES_PER_REASON:
             shown.append(text[:EXAMPLE_CHARACTERS])
+
+    def merge(self, part: Ledger) -> None:
+        """Add the account of a part of the same source; its notes are left to the caller."""
+        self.taken += part.taken
+        self.kept += part.kept
+        self.edited_bytes += part.edited_bytes
+        for reason, count in part.dropped.items():
+            self.dropped[reason] = self.dropped.get(reason, Count()) + count
+        for reason, texts in part.examples.items():
+            shown = self.examples.setdefault(reason, [])
+            shown.extend(texts[: EXAMPLES_PER_REASON - len(shown)])
 
     def check(self) -> None:
         """Assert that documents and bytes balance."""

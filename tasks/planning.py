@@ -8,18 +8,16 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.counts import count_parameters
+from tasks.costs import FLOPS_FORMULA, Step, flops_a_token, training_bytes
 from tasks.files import read_json
 from tasks.recipe import Phase, Recipe
+from tasks.recipe_mixture import mixture_shares
 from tasks.settings import settings
 from tasks.training.schedule import lr_at
 from tasks.workspace import Workspace
 
 MANY_EPOCHS = 4  # Muennighoff et al. 2023: up to 4 passes are nearly as good as fresh text
 ASSUMED_UTILISATION = 0.3  # of the measured matrix rate, where no phase was trained here yet
-FLOPS_FORMULA = (
-    "6 x (parameters of matrices a token passes, output layer included) "
-    "+ 6 x n_layers x n_heads x head_dim x seq_len a token (causal attention, both ways)"
-)
 
 
 def plan(workspace: Workspace, recipe: Recipe, measure: bool) -> dict[str, Any]:
@@ -34,17 +32,17 @@ def plan(workspace: Workspace, recipe: Recipe, measure: bool) -> dict[str, Any]:
     phases: dict[str, Any] = {}
     for name in recipe.phases_in_order():
         phase = recipe.phases[name]
-        flops = flops_a_token(config, phase.seq_len) * phase.steps * phase.batch_tokens
+        flops = flops_a_token(config, phase.seq_len) * phase.total_tokens
         seconds = flops / speed["flops_per_second"] if speed["flops_per_second"] else None
         phases[name] = {
             "starts_from": phase.starts_from,
-            "tokens": phase.steps * phase.batch_tokens,
+            "tokens": phase.total_tokens,
             "steps": phase.steps,
             "batch_tokens": phase.batch_tokens,
             "seq_len": phase.seq_len,
             "lr": {
                 "peak": phase.lr,
-                "end": lr_at(phase, (phase.steps - 1) * phase.batch_tokens),
+                "end": lr_at(phase, phase.steps - 1),
             },
             "flops": flops,
             "expected_seconds": seconds,
@@ -57,48 +55,37 @@ def plan(workspace: Workspace, recipe: Recipe, measure: bool) -> dict[str, Any]:
         "tokens_per_parameter": sum(p["tokens"] for p in phases.values()) / parameters["total"],
         "phases": phases,
         "flops_formula": FLOPS_FORMULA,
-        "memory": memory_bytes(recipe, config, parameters["total"]),
+        "memory": memory_bytes(recipe, config),
         "disk": _disk(workspace, recipe, parameters["total"]),
         "speed": speed,
     }
 
 
-def flops_a_token(config: ModelConfig, seq_len: int) -> int:
-    """Training FLOPs of one token, forward and backward (``FLOPS_FORMULA``).
+def memory_bytes(recipe: Recipe, config: ModelConfig) -> dict[str, int]:
+    """Expected peak memory of the longest phase, by part (``costs.training_bytes``)."""
+    from tasks.training.device import micro_batch_size
 
-    After Kaplan et al. 2020 and the appendix of Chowdhery et al. 2022; multiply and add count as
-    two.
-    """
-    counts = count_parameters(config)
-    tables = counts["parts"]["embedding"] + counts["parts"]["output"]
-    head = config.vocabulary * config.embed_size
-    matrices = counts["active"] - tables + head
-    return 6 * matrices + 6 * config.n_layers * config.n_heads * config.head_size * seq_len
-
-
-def memory_bytes(recipe: Recipe, config: ModelConfig, parameters: int) -> dict[str, int]:
-    """Expected peak memory of training: fp32 weights, gradients, two moments, EMA; activations.
-
-    Activations a token and layer: about 16 values of d_model and 3 of d_ff, in half precision; plus
-    the logits of one chunk of the loss.
-    """
     phase = max(recipe.phases.values(), key=lambda p: p.seq_len)
-    tokens = min(phase.batch_tokens, max(settings().micro_batch_tokens, phase.seq_len))
-    width = 2 if phase.precision != "fp32" else 4
-    layer = 16 * config.d_model + 3 * config.d_ff
-    activations = tokens * config.n_layers * layer * width
-    state = parameters * 4 * (4 + (1 if phase.ema_decay else 0))
-    return {"state": state, "activations": activations, "total": state + activations}
+    batch = micro_batch_size(settings(), phase)
+    step = Step(
+        batch=batch,
+        seq_len=phase.seq_len,
+        precision=phase.precision,
+        recompute=phase.recompute,
+        ema=phase.ema_decay is not None,
+        accumulates=batch < phase.batch_size,
+        documents=phase.document_mask,
+    )
+    return training_bytes(config, step)
 
 
 def _sources(workspace: Workspace, phase: Phase) -> dict[str, Any]:
-    total = sum(phase.mixture.values())
     sources = {}
-    for name, weight in phase.mixture.items():
-        tokens = phase.steps * phase.batch_tokens * weight / total
+    for name, share in mixture_shares(phase).items():
+        tokens = phase.total_tokens * share
         available = _encoded_tokens(workspace.tokens(name) / "manifest.json")
         sources[name] = {
-            "weight": weight / total,
+            "weight": share,
             "tokens": round(tokens),
             "tokens_available": available,
             "epochs": tokens / available if available else None,

@@ -96,3 +96,11 @@ def progress(total: int | None, unit: str, title: str, done: int = 0) -> Iterato
         yield shown
     finally:
         shown.close()
+
+
+@contextmanager
+def silent() -> Iterator[Progress]:
+    """Progress that nobody sees, for processes that leave showing to another."""
+    shown = Progress(None, "", "")
+    shown._every = float("inf")
+    yield shown

@@ -7,10 +7,9 @@ module does not name is an error; so is a value that cannot work, before anythin
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -27,11 +26,12 @@ from tasks.recipe_data import (
     Source,
     Split,
     Tokenizer,
-    check_weights,
 )
-from tasks.units import Count, CountOrZero
+from tasks.recipe_phase import IMPORTED, INIT, Optimizer, Phase, Training
+from tasks.units import Count
 
 __all__ = [
+    "IMPORTED",
     "INIT",
     "SPLITS",
     "Dedup",
@@ -50,121 +50,49 @@ __all__ = [
     "Training",
     "load",
 ]
-INIT = "init"
-
-
-class Optimizer(Section):
-    """AdamW (Loshchilov & Hutter 2019)."""
-
-    name: Literal["adamw"] = "adamw"
-    betas: tuple[float, float] = Field((0.9, 0.95), strict=False)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    decay: Literal["matrices", "all"] = Field(
-        "matrices", description="matrices: not norms, biases or embeddings; all: every parameter"
-    )
-
-    @model_validator(mode="after")
-    def _betas(self) -> Self:
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must lie in [0, 1), got {list(self.betas)}")
-        return self
-
-
-class Training(Section):
-    """Settings that phases share; a phase may override each."""
-
-    seq_len: int = Field(1024, ge=2, description="tokens a sample")
-    batch_tokens: Count = Field(65_536, description="tokens an optimizer step, all processes")
-    lr: float = Field(3e-4, gt=0, description="peak learning rate")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the decay")
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
-        "cosine", description="after the warmup; wsd: constant, then a linear cooldown"
-    )
-    warmup_tokens: CountOrZero = Field(0, description="linear warmup from 0")
-    cooldown_tokens: CountOrZero = Field(0, description="wsd: tokens of the final decay")
-    optimizer: Optimizer = Optimizer()
-    carry_optimizer: bool = Field(
-        False, description="start from the parent phase's optimizer state, not from a fresh one"
-    )
-    grad_clip: float | None = Field(1.0, gt=0, description="global gradient norm; null: none")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    document_mask: bool = Field(False, description="a token attends within its document only")
-    ema_decay: float | None = Field(0.999, gt=0, lt=1, description="null: no EMA")
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    validate_every: Annotated[float, Field(gt=0, le=1)] | Count = Field(
-        0.25, description="share of the phase (0.25), or tokens (10M)"
-    )
-    validation_tokens: Count = Field(
-        1_000_000, description="cap on the tokens of one held-out set while training"
-    )
-    checkpoint_every: Annotated[float, Field(gt=0, le=1)] | Count = Field(
-        0.1, description="share of the phase, or tokens"
-    )
-    max_epochs: float = Field(
-        100.0, gt=0, description="most passes over one source; more is an error, above 4 a warning"
-    )
-
-    @model_validator(mode="after")
-    def _batch(self) -> Self:
-        if self.batch_tokens % self.seq_len:
-            down = max(self.seq_len, self.batch_tokens // self.seq_len * self.seq_len)
-            raise ValueError(
-                f"batch_tokens must be a multiple of seq_len ({self.seq_len}), got "
-                f"{self.batch_tokens}; the nearest is {down}"
-            )
-        if self.min_lr > self.lr:
-            raise ValueError(f"min_lr ({self.min_lr}) is above lr ({self.lr})")
-        return self
-
-
-class Phase(Training):
-    """One phase of training: what it starts from, what it reads, how far it goes."""
-
-    starts_from: Name = Field(description="'init' or another phase")
-    tokens: Count = Field(description="tokens to train on")
-    mixture: dict[Name, float] = Field(description="source -> weight, by tokens; normalised")
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        check_weights(self.mixture, "mixture")
-        if self.warmup_tokens + self.cooldown_tokens >= self.tokens:
-            raise ValueError(
-                f"warmup_tokens + cooldown_tokens ({self.warmup_tokens + self.cooldown_tokens}) "
-                f"must stay below tokens ({self.tokens})"
-            )
-        if self.schedule != "wsd" and self.cooldown_tokens:
-            raise ValueError(f"cooldown_tokens belongs to schedule wsd, not to {self.schedule}")
-        return self
-
-    @property
-    def batch_size(self) -> int:
-        """Samples an optimizer step."""
-        return self.batch_tokens // self.seq_len
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps: the fewest that cover ``tokens``."""
-        return math.ceil(self.tokens / self.batch_tokens)
-
-    @property
-    def samples(self) -> int:
-        return self.steps * self.batch_size
-
-    def interval_steps(self, every: float | int) -> int:
-        """Steps of an interval given as a share of the phase (at most 1) or in tokens."""
-        steps = self.steps * every if every <= 1 else every / self.batch_tokens
-        return max(1, round(steps))
 
 
 class Sampling(Section):
-    """How samples are drawn for the report and by default after release."""
+    """How samples are drawn for the report and by default after release.
 
-    temperature: float = Field(0.8, ge=0)
+    The fields of model.sampling.SamplingOptions by the same names, but for the seed, which is the
+    recipe's.
+    """
+
+    max_new_tokens: int = Field(64, ge=1)
+    temperature: float = Field(0.8, ge=0, le=100, description="0: always the likeliest token")
+    final_temperature: float | None = Field(
+        None, ge=0, le=100, description="of the last of max_new_tokens; null: it does not move"
+    )
+    temperature_power: float = Field(
+        1.5, gt=0, le=100, description="of the way there: 1 is straight, above 1 fast at first"
+    )
     top_k: int = Field(0, ge=0, description="0: no limit")
     top_p: float = Field(0.95, gt=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0)
-    max_new_tokens: int = Field(64, ge=1)
+    min_p: float = Field(0.0, ge=0, le=1, description="share of the likeliest; 0: no limit")
+    repetition_penalty: float = Field(1.0, gt=0, le=100)
+    frequency_penalty: float = Field(0.0, ge=-100, le=100)
+    presence_penalty: float = Field(0.0, ge=-100, le=100)
+    no_repeat_ngram_size: int = Field(0, ge=0, description="0: off")
+    stop: list[str] = Field(default=[], description="texts that end a continuation")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name in ("temperature", "final_temperature"):
+            if 0 < (getattr(self, name) or 0) < 1e-3:
+                raise ValueError(f"{name} is too small to divide by; use 0 for greedy")
+        if not all(self.stop):
+            raise ValueError("a text of stop is empty; leave it out")
+        return self
+
+    def keywords(self) -> dict[str, Any]:
+        """The settings that say something, as keywords of SamplingOptions."""
+        values = self.model_dump(exclude_none=True)
+        if self.final_temperature is None:
+            del values["temperature_power"]
+        if not self.stop:
+            del values["stop"]
+        return values
 
 
 class Evaluation(Section):
@@ -223,10 +151,10 @@ class Recipe(Section):
         )
 
     def parents(self, phase: str) -> list[str]:
-        """The phases before ``phase``, nearest first, without 'init'."""
+        """The phases before ``phase``, nearest first, without 'init' or an import."""
         chain: list[str] = []
-        while (phase := self.phases[phase].starts_from) != INIT:
-            chain.append(phase)
+        while parent := self.phases[phase].parent:
+            chain.append(phase := parent)
         return chain
 
     def phases_in_order(self) -> list[str]:

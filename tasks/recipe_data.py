@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from tasks.data.rules import check_changes
 from tasks.units import Count
 
 # Source and phase names become folder names, stage names and words of a shell command.
@@ -72,6 +73,17 @@ class Source(Section):
         "plain", "encyclopedia", "wikitext", "news", "web", "latex", "dialogue", "stories", "docs"
     ] = Field("plain", description="cleaning rules; see tasks/data/profiles.py")
     min_words: int = Field(1, ge=0, description="shorter documents are dropped")
+    rules: dict[str, bool | float] = Field(
+        default={},
+        description="changes of the profile's rules: a bound, true (as published) or false, by "
+        "name of a rule or group; see tasks/data/rules.py",
+    )
+    languages: list[Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$")]] = Field(
+        default=[], description="ISO 639 codes; documents in others are dropped; [] takes any"
+    )
+    mask_pii: bool = Field(
+        False, description="replace mail and IP addresses, phone, card and account numbers"
+    )
     max_bytes: Count | None = Field(None, description="stop reading the training split here")
     license: str = Field("unknown", description="SPDX id or name, carried to the model card")
 
@@ -84,7 +96,15 @@ class Source(Section):
             )
         if (self.each is None) != (not self.group_by):
             raise ValueError("group_by and each go together: one is given without the other")
+        check_changes(self.rules)
         return self
+
+    @property
+    def cleaning(self) -> dict[str, Any]:
+        """What decides how a document is cleaned, as JSON."""
+        return self.model_dump(
+            include={"profile", "min_words", "rules", "languages", "mask_pii"}, mode="json"
+        )
 
     @property
     def trains(self) -> bool:
@@ -101,8 +121,21 @@ class Dedup(Section):
     near: bool = Field(True, description="MinHash LSH, candidates verified by true Jaccard")
     threshold: float = Field(0.8, gt=0, le=1, description="Jaccard similarity of word n-grams")
     ngram: int = Field(5, ge=1, le=32, description="words a shingle")
-    bands: int = Field(14, ge=1, le=256, description="LSH bands")
-    rows: int = Field(8, ge=1, le=64, description="hashes a band")
+    bands: int | None = Field(
+        None, ge=1, le=256, description="LSH bands; default: what finds 99.5 % at the threshold"
+    )
+    rows: int | None = Field(None, ge=1, le=64, description="hashes a band; goes with bands")
+    span_words: int | None = Field(
+        None,
+        ge=20,
+        description="cut passages of so many words that an earlier document has; default: none",
+    )
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.bands is None) != (self.rows is None):
+            raise ValueError("bands and rows go together: one is given without the other")
+        return self
 
 
 class HeldOut(Section):
@@ -122,10 +155,20 @@ class HeldOut(Section):
         return self
 
 
+_LEAST_IDS = {
+    "byte_bpe": (257, "256 bytes and EOS"),
+    "byte": (257, "256 bytes and EOS"),
+    "sentencepiece_bpe": (261, "256 bytes, 4 special tokens and a space"),
+    "character": (3, "a character, [UNK] and EOS"),
+}
+
+
 class Tokenizer(Section):
     """One tokenizer for all phases."""
 
-    kind: Literal["byte_bpe", "whitespace_bpe", "pretrained"] = "byte_bpe"
+    kind: Literal[
+        "byte_bpe", "whitespace_bpe", "sentencepiece_bpe", "character", "byte", "pretrained"
+    ] = Field("byte_bpe", description="see tasks/tokens: train, sentencepiece, symbols, pretrained")
     vocab_size: Count = Field(description="ids; for a pretrained one it must be its own size")
     lowercase: bool = False
     pretrained: Hub | str | None = Field(
@@ -135,7 +178,9 @@ class Tokenizer(Section):
         None, description="source -> weight of the training sample; default: by bytes"
     )
     sample_bytes: Count = Field(100_000_000, description="cap on the training sample")
-    min_frequency: int = Field(2, ge=1, description="merges seen less often are not made")
+    min_frequency: int = Field(
+        2, ge=1, description="byte_bpe, whitespace_bpe: merges seen less often are not made"
+    )
     max_word: int = Field(256, ge=16, description="longer words are cut in the training sample")
 
     @model_validator(mode="after")
@@ -144,10 +189,12 @@ class Tokenizer(Section):
             raise ValueError(
                 "pretrained names the tokenizer of kind 'pretrained', and only of that"
             )
-        if self.kind == "byte_bpe" and self.vocab_size < 257:
-            raise ValueError(
-                f"vocab_size must be at least 257 (256 bytes and EOS), got {self.vocab_size}"
-            )
+        low, parts = _LEAST_IDS.get(self.kind, (1, ""))
+        if self.vocab_size < low or (self.kind == "byte" and self.vocab_size > low):
+            rule = "" if self.kind == "byte" else "at least "
+            raise ValueError(f"vocab_size must be {rule}{low} ({parts}), got {self.vocab_size}")
+        if self.kind == "sentencepiece_bpe" and self.lowercase:
+            raise ValueError("sentencepiece_bpe takes text as it is: remove lowercase")
         if self.mixture is not None:
             check_weights(self.mixture, "mixture")
         return self

@@ -19,7 +19,7 @@ from ruamel.yaml.events import AliasEvent
 
 from model.config import ModelConfig
 from tasks.errors import NO_INPUT, UserError, nearest
-from tasks.recipe import INIT, Recipe, Training
+from tasks.recipe import IMPORTED, INIT, Recipe, Training
 
 MAX_BYTES = 1_000_000
 _MODEL = TypeAdapter(ModelConfig)
@@ -108,11 +108,16 @@ def _cross_check(recipe: Recipe) -> list[str]:
         key = f"phases.{name}"
         if name == INIT:
             faults.append(f"{key}: {INIT!r} is the name of the untrained model; choose another")
-        if phase.starts_from != INIT and phase.starts_from not in recipe.phases:
+        if name == IMPORTED.rstrip("/"):
+            faults.append(f"{key}: {name!r} is the folder of imported models; choose another")
+        if phase.parent and phase.parent not in recipe.phases:
             faults.append(
                 _no_such(f"{key}.starts_from", "phase", phase.starts_from, [INIT, *recipe.phases])
             )
         faults += _unknown_sources(recipe, f"{key}.mixture", phase.mixture)
+        sets = [f"{source}/validation" for source in recipe.sources]
+        if phase.select_on is not None and phase.select_on not in sets:
+            faults.append(_no_such(f"{key}.select_on", "held-out set", phase.select_on, sets))
         if phase.seq_len > recipe.model.max_seq_len:
             faults.append(
                 f"{key}.seq_len: {phase.seq_len} is beyond model.max_seq_len "
@@ -121,7 +126,7 @@ def _cross_check(recipe: Recipe) -> list[str]:
     if recipe.tokenizer.mixture:
         faults += _unknown_sources(recipe, "tokenizer.mixture", recipe.tokenizer.mixture)
     if not faults:
-        faults += _circles(recipe)
+        faults += _circles(recipe) or _replays(recipe)
     if recipe.release.phase not in recipe.phases:
         faults.append(_no_such("release.phase", "phase", recipe.release.phase, recipe.phases))
     elif recipe.release.weights == "ema" and recipe.phases[recipe.release.phase].ema_decay is None:
@@ -133,7 +138,7 @@ def _cross_check(recipe: Recipe) -> list[str]:
     return faults
 
 
-def _unknown_sources(recipe: Recipe, key: str, weights: dict[str, float]) -> list[str]:
+def _unknown_sources(recipe: Recipe, key: str, weights: typing.Iterable[str]) -> list[str]:
     faults = []
     for source in weights:
         if source not in recipe.sources:
@@ -146,12 +151,27 @@ def _unknown_sources(recipe: Recipe, key: str, weights: dict[str, float]) -> lis
 def _circles(recipe: Recipe) -> list[str]:
     for start in recipe.phases:
         chain = [start]
-        while (parent := recipe.phases[chain[-1]].starts_from) != INIT:
+        while parent := recipe.phases[chain[-1]].parent:
             if parent in chain:
                 circle = " -> ".join([*chain[chain.index(parent) :], parent])
                 return [f"phases.{start}.starts_from: goes in a circle ({circle})"]
             chain.append(parent)
     return []
+
+
+def _replays(recipe: Recipe) -> list[str]:
+    """A phase replays what its own weights were trained on before: phases that it descends from."""
+    faults = []
+    for name, phase in recipe.phases.items():
+        earlier = recipe.parents(name)
+        for replayed in phase.replay:
+            key = f"phases.{name}.replay.{replayed}"
+            if replayed not in recipe.phases:
+                faults.append(_no_such(key, "phase", replayed, earlier or recipe.phases))
+            elif replayed not in earlier:
+                those = f"these are: {', '.join(earlier)}" if earlier else "there is none"
+                faults.append(f"{key}: {replayed!r} is not a phase before {name}; {those}")
+    return faults
 
 
 def _no_such(key: str, kind: str, name: str, known: typing.Iterable[str]) -> str:

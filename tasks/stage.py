@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import inspect
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -71,7 +72,8 @@ def run(function: Callable[..., Any], root: Path, name: str | None = None) -> in
             prefix = f"{function.__name__}@"
             names = [s.removeprefix(prefix) for s in known if s.startswith(prefix)]
             raise unknown_name("name", name or "", names, where=str(root / "params.yaml"))
-        print(f"[{known.index(address) + 1}/{len(known)}] {address}", flush=True)
+        if not one_of_many():
+            print(f"[{known.index(address) + 1}/{len(known)}] {address}", flush=True)
         function(Workspace(root), recipe, *([name] if name else []))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -88,5 +90,11 @@ def run(function: Callable[..., Any], root: Path, name: str | None = None) -> in
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
-    print(f"    done in {time.monotonic() - started:.1f} s", flush=True)
+    if not one_of_many():
+        print(f"    done in {time.monotonic() - started:.1f} s", flush=True)
     return 0
+
+
+def one_of_many() -> bool:
+    """Whether torchrun started this process, as one of those that do a stage together."""
+    return "TORCHELASTIC_RUN_ID" in os.environ

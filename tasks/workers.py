@@ -7,15 +7,13 @@ back in the order they went in, so the output's bytes do not depend on it.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from tasks.executors import end_with_parent
 from tasks.settings import settings
 
 Item = TypeVar("Item")
@@ -65,7 +63,7 @@ def _in_processes(
 ) -> Iterator[tuple[Item, Result]]:
     # spawn: a fork of a process that has threads (pyarrow's) may hang
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(cores, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(cores, mp_context=context, initializer=end_with_parent)
     yield from _in_order(pool, function, items, cores * _AHEAD)
 
 
@@ -92,18 +90,3 @@ def _in_order(
             yield first, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent dies, even by ``kill -9``: nobody else would.
-
-    An interrupt from the keyboard reaches parent and workers alike; the parent answers it.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch(parent: Any) -> None:
-        parent.join()
-        os._exit(1)
-
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=watch, args=(parent,), daemon=True).start()

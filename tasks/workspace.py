@@ -6,7 +6,8 @@ data/dedup/                which documents stay, which go, and why
 data/documents/<source>/   train, validation and test documents
 data/tokenizer/            the tokenizer, in the files AutoTokenizer opens
 data/tokens/<source>/      flat shards of token ids
-data/mix/<phase>.json      which shards a phase draws from, and how often
+data/mix/<phase>/          which shards a phase draws from and how often (mix.json), packings
+data/.work/<stage>/        parts of an unfinished data stage; gone when it ends well
 runs/<phase>/              running checkpoints: outside DVC, so that nothing deletes them
 checkpoints/<phase>/       a finished phase, whole
 metrics/<phase>.*          what training logged
@@ -48,8 +49,13 @@ class Workspace:
     def tokens(self, source: str) -> Path:
         return self.root / "data/tokens" / source
 
+    def work(self, stage: str, name: str = "") -> Path:
+        """Parts of an unfinished stage: outside DVC's outputs, so that nothing deletes them."""
+        return self.root / "data/.work" / (f"{stage}@{name}" if name else stage)
+
     def mix(self, phase: str) -> Path:
-        return self.root / "data/mix" / f"{phase}.json"
+        """The mix of a phase; its packings lie beside it."""
+        return self.root / "data/mix" / phase / "mix.json"
 
     def run(self, phase: str) -> Path:
         return self.root / "runs" / phase

@@ -52,7 +52,19 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["check", "plan", "doctor", "generate", "pull", "sync", "show", "demo", "recipes"]
+    "command",
+    [
+        "check",
+        "plan",
+        "doctor",
+        "generate",
+        "quantize",
+        "pull",
+        "sync",
+        "show",
+        "demo",
+        "recipes",
+    ],
 )
 def test_every_command_has_help(command: str) -> None:
     done = phasewise(command, "--help")
@@ -84,7 +96,9 @@ def test_a_recipe_is_taken_into_force_and_edits_are_not_lost(project: Path) -> N
 def test_an_unknown_recipe_lists_those_there_are(project: Path, name: str) -> None:
     done = phasewise("recipes", "show", name, cwd=project)
     assert done.returncode == 66
-    assert "chaya-62m, demo, haipai-50m" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        "chaya-62m, demo, h64lm-249m, haipai-50m" in done.stderr and "Traceback" not in done.stderr
+    )
 
 
 def test_the_nearest_recipe_is_named(project: Path) -> None:

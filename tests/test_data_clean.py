@@ -148,8 +148,9 @@ def test_latex_keeps_its_formulas_and_loses_its_frame() -> None:
 def test_web_furniture_goes_and_bad_pages_are_dropped() -> None:
     page = "Title\nAdvertisement\nA first line of text.\nShare this: Facebook\nHistory [ edit ]\n***\nEnd."
     assert clean_text(page, "web", 1) == "Title\nA first line of text.\nHistory\nEnd."
-    assert clean_text("The same line of text.\n" * 9, "web", 1) == Dropped("repetition")
-    assert clean_text("1 2 3 4 5 6 7 8 nine", "web", 1) == Dropped("not_prose")
+    same = "The very same line of a page's text.\n" * 9
+    assert clean_text(same, "web", 1) == Dropped("max_duplicate_5grams")
+    assert clean_text("1 2 3 4 5 6 7 8 nine\n" * 9, "web", 1) == Dropped("min_alphabetic_words")
 
 
 def test_dialogue_loses_labels_without_text_alone() -> None:
@@ -167,4 +168,4 @@ def test_docs_lose_markup_and_keep_examples() -> None:
     assert clean_text(text, "docs", 1) == (
         "Return C or x.y, and nothing else at all.\n\nNotes\n\n>>> f(1)\n    2\n...\n```py\nx\n```"
     )
-    assert clean_text("1234567890 == 9876543210", "docs", 1) == Dropped("not_prose")
+    assert clean_text("1234567890 == 9876543210", "docs", 1) == Dropped("min_letters")

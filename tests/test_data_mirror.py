@@ -15,7 +15,7 @@ from tasks.data.clean import clean
 from tasks.data.dedup import dedup
 from tasks.data.documents import read
 from tasks.data.download import download
-from tasks.data.local import parquet_rows
+from tasks.data.parquet import parquet_rows
 from tasks.data.rows import Row, Template, articles
 from tasks.data.shingles import shingles
 from tasks.data.split import split
@@ -154,7 +154,7 @@ def leaking(mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wo
     held_out: set[str | None] = set()
     paths = sorted((theirs / folder).glob("*.parquet"))
     for path in sorted(paths, key=lambda path: path.name.startswith("train")):  # held-out first
-        rows = [Row(values, {}) for values in parquet_rows(path)]
+        rows = [Row(values, {}) for _, values in parquet_rows(path)]
         made = [
             (text, row.origin.get("title")) for text, row in articles(rows, Template("{text}", ""))
         ]

@@ -143,7 +143,7 @@ def test_bytes_that_are_not_utf8_are_replaced_one_by_one_where_the_recipe_says_s
     assert made[0].startswith("Le café était “fermé”.")
     assert made[1].startswith("Le café était “fermé”.") and made[1].endswith(" café")
     provenance = read_json(Workspace(broken).raw("x") / "provenance.json")
-    assert provenance["from"]["repaired_bytes"] == 6
+    assert provenance["repaired_bytes"] == 6
     shutil.rmtree(Workspace(broken).raw("x"))
 
 

@@ -16,16 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.data.assignment import ENOUGH, Rule, Tally, bounds, draw, settled
 from tasks.data.clean import clean
-from tasks.data.decisions import Column, read_decisions
+from tasks.data.decisions import Decisions
 from tasks.data.dedup import dedup
 from tasks.data.documents import Document, Writer, content_id, read
 from tasks.data.download import download
-from tasks.data.split import ENOUGH, assign, draw, split
+from tasks.data.split import split
 from tasks.errors import BAD_DATA, NO_INPUT, UserError
 from tasks.files import read_json, sha256_file
 from tasks.ledger import read_ledgers
-from tasks.recipe import HeldOut, Recipe
+from tasks.recipe import HeldOut, Recipe, Split
 from tasks.workspace import Workspace
 from tests.corpus import small_recipe, words, write_corpus
 from tests.places import ROOT
@@ -166,12 +167,7 @@ def everything(root: Path) -> dict[str, str]:
     return {str(p.relative_to(root)): sha256_file(p) for p in root.rglob("*") if p.is_file()}
 
 
-def test_two_runs_give_identical_bytes_and_so_do_more_processes(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tasks.workers.BATCH_BYTES", 10_000)
-    monkeypatch.setattr("tasks.workers._INLINE_SECONDS", 0.0)
-    monkeypatch.setenv("PHASEWISE_WORKERS", "2")
+def test_two_runs_give_identical_bytes_and_leave_no_scraps(made: Made, tmp_path: Path) -> None:
     Made(tmp_path)
     first, second = everything(made.workspace.root / "data"), everything(tmp_path / "data")
     assert first == second
@@ -204,35 +200,49 @@ def test_a_recipe_without_any_held_out_text_splits_nothing(tmp_path: Path) -> No
 # --- the split as a function --------------------------------------------------------------------
 
 
-def counted(n: int, shares: HeldOut, **official: int) -> Counter[str | None]:
-    columns = {("s", "train"): Column([f"id{i}" for i in range(n)], [True] * n)}
-    for name, count in official.items():
-        columns["s", name] = Column([f"{name}{i}" for i in range(count)], [True] * count)
-    plan = assign(columns, shares, seed=1)  # type: ignore[arg-type]
-    return Counter(plan["s", "train"])  # type: ignore[index]
+def shared_out(n: int, shares: HeldOut, *official: Split) -> dict[int, str]:
+    """The split of each of n documents, whose ids are their numbers, tallied in three stretches."""
+    rule = bounds(shares, {"train", *official})
+    draws = [draw(1, f"id{i}") for i in range(n)]
+    tallies = []
+    for first, last in pairwise([0, n // 3, n // 2, n]):
+        found: dict[Split, Tally] = {}
+        for name in (*rule.below, "train"):
+            own = [(draws[i], i) for i in range(first, last) if rule.split_of(draws[i]) == name]
+            found[name] = Tally(len(own), sorted(own)[:2])
+        tallies.append(found)
+    final = settled(rule, tallies)
+    return {i: final.split_of(draws[i]) for i in range(n)}
 
 
 def test_shares_are_met_by_chance_and_official_splits_get_nothing_added() -> None:
     shares = HeldOut(validation=0.2, test=0.1)
-    made = counted(2000, shares)
+    made = Counter(shared_out(2000, shares).values())
     assert made["validation"] == pytest.approx(400, abs=60)
     assert made["test"] == pytest.approx(200, abs=45)
-    assert set(counted(2000, shares, validation=3)) == {"train", "test"}
-    assert set(counted(2000, shares, validation=3, test=3)) == {"train"}
+    assert set(shared_out(2000, shares, "validation").values()) == {"train", "test"}
+    assert set(shared_out(2000, shares, "validation", "test").values()) == {"train"}
 
 
 def test_a_small_source_holds_out_one_document_and_a_tiny_one_none() -> None:
     shares = HeldOut(validation=0.001, test=0.001)
-    assert counted(ENOUGH, shares) == {"train": ENOUGH - 2, "validation": 1, "test": 1}
-    assert counted(ENOUGH - 1, shares) == {"train": ENOUGH - 1}
+    least = sorted(range(ENOUGH), key=lambda i: draw(1, f"id{i}"))
+    few = shared_out(ENOUGH, shares)
+    assert [i for i in few if few[i] == "test"] == least[:1]
+    assert [i for i in few if few[i] == "validation"] == least[1:2]
+    assert set(shared_out(ENOUGH - 1, shares).values()) == {"train"}
+
+
+def test_a_split_that_nothing_is_left_for_is_not_made() -> None:
+    rule = Rule({"test": 0.9, "validation": 0.95})
+    all_test = {"test": Tally(12, [(0.1, 3), (0.2, 4)]), "validation": Tally(0, []), "train": Tally(0, [])}  # fmt: skip
+    assert settled(rule, [all_test]).named == {}
 
 
 def test_a_document_keeps_its_split_when_the_corpus_grows() -> None:
     shares = HeldOut(validation=0.1, test=0.1)
-    few = Column([f"id{i}" for i in range(200)], [True] * 200)
-    many = Column([*few.ids, *(f"new{i}" for i in range(300))], [True] * 500)
-    plans = [assign({("s", "train"): column}, shares, seed=1) for column in (few, many)]
-    assert plans[0]["s", "train"] == plans[1]["s", "train"][:200]
+    few, many = shared_out(200, shares), shared_out(500, shares)
+    assert few == {i: many[i] for i in range(200)}
     assert draw(1, "id0") != draw(2, "id0")
 
 
@@ -279,7 +289,7 @@ def test_decisions_about_other_documents_are_refused(tmp_path: Path) -> None:
         split(made.workspace, made.recipe)
     (made.workspace.dedup / "decisions.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match="is damaged"):
-        read_decisions(made.workspace.dedup)
+        Decisions(made.workspace.dedup)
 
 
 # --- documents on disk --------------------------------------------------------------------------
@@ -363,7 +373,10 @@ def test_provenance_names_source_licence_and_files(made: Made) -> None:
 def test_bands_that_miss_what_the_threshold_asks_for_are_warned_of(
     made: Made, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dedup(made.workspace, small_recipe(made.planted["sources"], dedup={"threshold": 0.5}))
+    dedup(
+        made.workspace,
+        small_recipe(made.planted["sources"], dedup={"threshold": 0.5, "bands": 14, "rows": 8}),
+    )
     assert "find only 5 % of the pairs at dedup.threshold 0.5" in capsys.readouterr().out
     dedup(made.workspace, made.recipe)
     assert "warning" not in capsys.readouterr().out

@@ -12,11 +12,13 @@ from model import SamplingOptions
 from model.sampling import (
     ban_ngrams,
     cut_unlikely,
+    draw,
     keep_min_p,
     keep_top_k,
     keep_top_p,
     penalize,
     pick,
+    probabilities,
     repetition_penalty,
 )
 
@@ -112,7 +114,7 @@ def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest():
 @given(rows, st.floats(1e-3, 10), st.integers(0, 5), st.floats(0.01, 1), st.floats(0, 1))
 def test_whatever_is_cut_the_likeliest_id_is_left_and_nothing_is_nan(values, t, k, p, floor):
     options = SamplingOptions(temperature=t, top_k=k, top_p=p, min_p=floor)
-    cut = cut_unlikely(torch.tensor([values]), options)
+    cut = cut_unlikely(torch.tensor([values]), options, t)
     assert not cut.isnan().any()
     assert max(values) in [values[i] for i in kept(cut)]
     token = pick(torch.tensor([values]), options, generators(1)).item()
@@ -140,6 +142,37 @@ def test_draws_come_as_often_as_the_temperature_says():
             assert counts[token] / 2000 == pytest.approx(share, abs=4 * spread)
 
 
+def test_the_temperature_moves_from_the_first_new_id_to_the_last():
+    options = SamplingOptions(max_new_tokens=5, temperature=1.5, final_temperature=0.5)
+    path = [options.temperature_at(step) for step in range(5)]
+    assert path[0] == 1.5 and path[4] == 0.5
+    assert path[2] == pytest.approx(0.5 + 1.0 * 0.5**1.5)
+    assert path == sorted(path, reverse=True)
+    still = SamplingOptions(max_new_tokens=5, temperature=0.7)
+    assert [still.temperature_at(step) for step in range(5)] == [0.7] * 5
+    one = SamplingOptions(max_new_tokens=1, temperature=0.7, final_temperature=2.0)
+    assert one.temperature_at(0) == 0.7
+
+
+def test_each_row_is_drawn_at_the_temperature_of_its_own_step():
+    logits = log_of(0.6, 0.3, 0.1).expand(3, 3)
+    options = SamplingOptions(max_new_tokens=3, temperature=2.0, final_temperature=0.0)
+    assert not options.greedy
+    found = probabilities(logits, options, [0, 1, 2])
+    for row, step in zip(found, (0, 1), strict=False):
+        expected = (logits[0] / options.temperature_at(step)).softmax(dim=0)
+        torch.testing.assert_close(row, expected)
+    assert found[2].tolist() == [1.0, 0.0, 0.0]
+
+
+@given(rows, st.integers(0, 1000))
+def test_an_id_of_probability_zero_is_never_drawn(values, seed):
+    chances = torch.tensor([values]).clamp_min(0.0)
+    chances[0, seed % len(values)] = 1.0
+    token = draw(chances, generators(1, seed)).item()
+    assert chances[0, token] > 0
+
+
 def test_each_row_draws_from_its_own_generator():
     logits = torch.zeros(3, 50)
     together = pick(logits, SamplingOptions(), generators(3, seed=5))
@@ -149,8 +182,10 @@ def test_each_row_draws_from_its_own_generator():
 
 
 def test_broken_logits_are_refused():
-    with pytest.raises(ValueError, match="logits are NaN"):
-        pick(torch.tensor([[0.0, float("nan")]]), SamplingOptions(), generators(1))
+    logits = torch.tensor([[0.0, float("nan")], [0.0, OFF]])
+    for temperature in (0.0, 1.0):
+        options = SamplingOptions(temperature=temperature)
+        assert pick(logits, options, generators(2)).tolist() == [-1, 0]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +194,10 @@ def test_broken_logits_are_refused():
         ({"temperature": -0.1}, "temperature must be a finite number of at least 0"),
         ({"temperature": float("nan")}, "temperature must be a finite number"),
         ({"temperature": 1e-9}, "too small to divide by; use 0 for greedy"),
+        ({"final_temperature": -1.0}, "final_temperature must be a finite number of at least 0"),
+        ({"final_temperature": 1e-9}, "final_temperature 1e-09 is too small to divide by"),
+        ({"temperature_power": 0.0}, "temperature_power must be a finite number above 0"),
+        ({"draft_tokens": 0}, "draft_tokens must lie in 1"),
         ({"top_p": 0.0}, "top_p must be a finite number above 0 and at most 1"),
         ({"top_p": 1.1}, "top_p must be a finite number above 0 and at most 1"),
         ({"top_k": -1}, "top_k must lie in 0"),

@@ -62,7 +62,7 @@ def test_under_autocast_it_is_as_good_as_the_plain_loss_on_bf16_logits():
     by_exact = torch.autograd.grad(exact, (hidden, table))
     with torch.autocast("cpu", torch.bfloat16):
         plain = plain_loss(hidden, table, targets)
-        loss = linear_cross_entropy(hidden, table, targets, chunk_rows=10)
+        loss = linear_cross_entropy(hidden, table, targets, rows_a_chunk=10)
     torch.testing.assert_close(loss, plain, rtol=1e-6, atol=1e-4)
     by_plain = torch.autograd.grad(plain, (hidden, table))
     by_chunks = torch.autograd.grad(loss, (hidden, table))

@@ -21,7 +21,6 @@ from tasks.units import parse_count, show_bytes, show_count, show_seconds
 from tests.places import ROOT
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-PUBLISHED = {"haipai-50m": 54_599_040, "chaya-62m": 62_334_784}
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +42,8 @@ def change(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_every_recipe_is_valid_and_as_large_as_published(path: Path) -> None:
-    recipe = recipes.load(path)
-    assert recipe.name == path.stem
-    total = count_parameters(recipe.model_config_with_vocab)["total"]
-    assert total == PUBLISHED.get(path.stem, total)
+def test_every_recipe_is_valid_and_has_the_name_of_its_file(path: Path) -> None:
+    assert recipes.load(path).name == path.stem
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -99,6 +95,10 @@ BAD: list[tuple[str, Any, str]] = [
     ("phases.phase2.mixture", {"stdlb": 1}, "there is no source 'stdlb'; did you mean 'stdlib'?"),
     ("phases.phase2.starts_from", "phase3", "phases.phase2.starts_from: there is no phase 'phase3'"),
     ("phases.phase1.starts_from", "phase2", "goes in a circle (phase1 -> phase2 -> phase1)"),
+    ("phases.phase2.select_on", "stdlb/validation", "did you mean 'stdlib/validation'?"),
+    ("phases.phase2.select", "best", "need select_on"),
+    ("phases.phase2.batch_ramp", {"start": 3000, "tokens": "100K"}, "halved a whole number of times"),
+    ("phases.phase2.optimizer", {"name": "muno"}, "phases.phase2.optimizer.name"),
     ("release.phase", "phase9", "release.phase: there is no phase 'phase9'"),
     ("phases.phase2.ema_decay", None, "release.weights: 'ema', but phases.phase2.ema_decay is null"),
     ("sources.stdlib.profile", "doc", "sources.stdlib.profile"),

@@ -50,6 +50,8 @@ NATIVE: dict[str, tuple[str, dict[str, Any]]] = {
     "window": ("MistralForCausalLM", {"sliding_window": 7}),
     "qk_norm": ("Qwen3ForCausalLM", {"qk_norm": True, "rope_layout": "interleaved"}),
     "qk_norm_window": ("Qwen3ForCausalLM", {"qk_norm": True, "sliding_window": 5}),
+    "layernorm": ("StableLmForCausalLM", {"norm": "layernorm", "rope_layout": "interleaved"}),
+    "layernorm_scaled": ("StableLmForCausalLM", {"norm": "layernorm", "rope_scale": 2.0, "n_kv_heads": 2}),
     "experts_at_a_temperature": (
         "Qwen2MoeForCausalLM", {"n_experts": 4, "moe_layers": "odd", "router_temperature": 2.0},
     ),
@@ -60,7 +62,7 @@ NATIVE: dict[str, tuple[str, dict[str, Any]]] = {
 CUSTOM: dict[str, dict[str, Any]] = {
     "alibi": {"positions": "alibi"},
     "rope_and_alibi_factorised": {"positions": "rope+alibi", "d_embed": 12},
-    "layernorm": {"norm": "layernorm", "rope_layout": "interleaved"},
+    "layernorm_with_qk_norm": {"norm": "layernorm", "rope_layout": "interleaved", "qk_norm": True},
     "experts_with_qk_norm": {"n_experts": 4, "qk_norm": True, "sliding_window": 9},
 }
 
@@ -290,11 +292,28 @@ for folder in folders:
         assert (model(padded, attention_mask=mask).logits[:, 3:] - alone.logits).abs().max() < 1e-4
         wanted = torch.nn.functional.cross_entropy(alone.logits[:, :-1].flatten(0, 1), ids[:, 1:20].flatten())
         assert torch.allclose(alone.loss, wanted)
-        out = model.generate(ids[:1, :4], max_new_tokens=6, do_sample=False)
+        # with the cache and without it, and as one does it by hand
         greedy = ids[:1, :4]
-        for _ in range(out.shape[1] - 4):
+        for _ in range(10):
             greedy = torch.cat([greedy, model(greedy).logits[:, -1:].argmax(-1)], dim=1)
-        assert torch.equal(out, greedy)
+        calls = []
+        hook = model.model.layers[0].register_forward_hook(lambda _, inputs, __: calls.append(inputs[0].shape[1]))
+        options = {"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        cached = model.generate(ids[:1, :4], **options)
+        assert calls == [4] + [1] * 9, "each token is read once"
+        hook.remove()
+        assert torch.equal(cached, greedy)
+        assert torch.equal(model.generate(ids[:1, :4], use_cache=False, **options), greedy)
+        # rows of unequal length, padded on the left, give what each gives alone
+        batch = torch.stack([torch.cat([torch.zeros(5, dtype=torch.long), ids[0, :4]]), ids[1, :9]])
+        mask = torch.ones_like(batch)
+        mask[0, :5] = 0
+        both = model.generate(batch, attention_mask=mask, **options)
+        assert torch.equal(both[0, 5:], greedy[0])
+        assert torch.equal(both[1], model.generate(ids[1:2, :9], **options)[0])
+        # beams reorder the cache
+        beams = model.generate(ids[:1, :4], num_beams=3, **options)
+        assert torch.equal(beams, model.generate(ids[:1, :4], num_beams=3, use_cache=False, **options))
 print(json.dumps(found))
 """
 

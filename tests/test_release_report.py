@@ -225,7 +225,7 @@ def test_a_phase_without_an_average_has_no_column_for_it(
         "metrics/phase2/summary.json",
         "data/raw/stdlib/ledger.json",
         "data/tokens/packages/manifest.json",
-        "data/mix/phase1.json",
+        "data/mix/phase1/mix.json",
     ],
 )
 def test_what_an_earlier_stage_has_not_written_is_named(

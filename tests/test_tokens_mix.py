@@ -259,7 +259,8 @@ def test_samples_are_what_locate_says(small: tuple[Workspace, Recipe]) -> None:
         assert samples.tokens[index].tolist() == there.read(0, there.tokens)[places].tolist()
         documents = np.searchsorted(there.ends, places, side="right")
         ids = samples.document_ids[index]
-        assert (ids % there.documents).tolist() == documents.tolist()
+        changes = np.diff(documents) % there.documents if there.documents > 1 else None
+        assert changes is None or np.array_equal(np.diff(ids), changes)
         assert np.array_equal(np.diff(ids), samples.tokens[index][:-1] == 0), "EOS ends a document"
         assert sorted(set(where.documents)) == sorted(set(documents.tolist()))
         wrapped += int(places[-1] < places[0])

@@ -17,6 +17,7 @@ from tasks.tokens.order import (
     exact_shares,
     permute,
     round_keys,
+    unpermute,
 )
 
 counts_of_sources = st.lists(st.integers(1, 60), min_size=1, max_size=20)
@@ -48,6 +49,15 @@ def test_a_permutation_of_a_huge_range_stays_in_it_and_never_collides(n: int, se
     sent = permute(index, n, round_keys(seed))
     assert len(np.unique(sent)) == len(index)
     assert sent.min() >= 0 and sent.max() < n
+
+
+@settings(deadline=None)
+@given(st.integers(1, 2**61), st.integers(0, 2**63 - 1), st.data())
+def test_a_permutation_undone_is_where_it_began(n: int, seed: int, data: st.DataObject) -> None:
+    keys = round_keys(seed, "source", 3)
+    index = np.array(data.draw(st.lists(st.integers(0, n - 1), max_size=20)), np.int64)
+    assert np.array_equal(unpermute(permute(index, n, keys), n, keys), index)
+    assert np.array_equal(permute(unpermute(index, n, keys), n, keys), index)
 
 
 def test_a_permutation_of_a_part_is_the_part_of_the_permutation() -> None:
@@ -109,6 +119,7 @@ def test_a_sample_knows_its_source_and_how_many_of_it_came_before(
     for sample in range(more):
         assert source[sample] == every[first + sample]
         assert nth[sample] == np.count_nonzero(every[: first + sample] == source[sample])
+        assert interleaving.index(int(source[sample]), int(nth[sample])) == first + sample
     assert interleaving.drawn(first + more) == np.bincount(every, minlength=len(counts)).tolist()
 
 

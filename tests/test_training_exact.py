@@ -34,11 +34,11 @@ def hashes(root: Path, phase: str = "phase1") -> dict[str, str]:
 def logged(root: Path, phase: str = "phase1") -> list[dict[str, Any]]:
     """The record without what a clock or an interruption changes."""
     records = read_history(root / "metrics" / phase / "history.jsonl")
-    free = {"time", "tokens_per_second"}
+    free = {"time", "tokens_per_second", "seconds", "data_seconds"}
     return [
         {k: v for k, v in r.items() if k not in free}
         for r in records
-        if r.get("event") != "resumed"
+        if r.get("event") != "resumed" and r["kind"] != "pause"
     ]
 
 

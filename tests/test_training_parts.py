@@ -20,7 +20,7 @@ from tasks.training import checkpoint
 from tasks.training.ema import EMA
 from tasks.training.history import History, read_history
 from tasks.training.identity import NETWORK, differences, network_code
-from tasks.training.optimizer import build_optimizer, load_optimizer, optimizer_tensors
+from tasks.training.optimizer import Optimizers
 from tasks.training.schedule import lr_at
 
 TINY = ModelConfig(d_model=16, n_layers=2, n_heads=2, d_ff=32, max_seq_len=32, vocab_size=64)
@@ -37,7 +37,7 @@ def test_the_warmup_rises_to_the_peak_and_the_decay_ends_one_step_above_the_floo
 ) -> None:
     cooldown = 20_000 if schedule == "wsd" else 0
     p = phase(schedule=schedule, warmup_tokens=10_000, min_lr=0.1, cooldown_tokens=cooldown)
-    rates = [lr_at(p, step * 1000) for step in range(p.steps)]
+    rates = [lr_at(p, step) for step in range(p.steps)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == pytest.approx(1.0)
     assert rates[:10] == sorted(rates[:10])
@@ -52,41 +52,41 @@ def test_the_rate_is_a_function_of_tokens_and_stays_within_its_bounds(
     step: int, warmup: int
 ) -> None:
     p = phase(warmup_tokens=warmup, min_lr=0.01)
-    assert lr_at(p, step * 1000) == lr_at(p, step * 1000)
-    assert 0 < lr_at(p, step * 1000) <= 1.0
+    assert lr_at(p, step) == lr_at(p, step)
+    assert 0 < lr_at(p, step) <= 1.0
 
 
 def test_each_parameter_is_in_one_group_and_only_matrices_decay() -> None:
     model = Transformer(TINY)
-    optimizer = build_optimizer(model, Optimizer(weight_decay=0.1), lr=1.0)
+    optimizer = Optimizers(model, Optimizer(weight_decay=0.1), lr=1.0)
     names = {id(p): name for name, p in model.named_parameters()}
     groups = [[names[id(p)] for p in g["params"]] for g in optimizer.param_groups]
     assert sorted(itertools.chain(*groups)) == sorted(names.values())
     decayed = groups[[g["weight_decay"] for g in optimizer.param_groups].index(0.1)]
     assert all("proj" in name for name in decayed)
-    everything = build_optimizer(model, Optimizer(weight_decay=0.1, decay="all"), lr=1.0)
+    everything = Optimizers(model, Optimizer(weight_decay=0.1, decay="all"), lr=1.0)
     assert [g["weight_decay"] for g in everything.param_groups] == [0.1]
 
 
-def _step(model: Transformer, optimizer: torch.optim.Optimizer, seed: int) -> None:
+def _step(model: Transformer, optimizer: Optimizers, seed: int) -> None:
     torch.manual_seed(seed)
     ids = torch.randint(0, 64, (2, 9))
     optimizer.zero_grad()
     model.loss(ids[:, :-1], ids[:, 1:])[0].backward()
-    optimizer.step()
+    optimizer.step(torch.amp.GradScaler("cpu", enabled=False))
 
 
 def test_an_optimizer_that_was_saved_and_loaded_goes_on_bit_for_bit() -> None:
     torch.manual_seed(0)
     first = Transformer(TINY)
     second = Transformer(TINY)
-    one = build_optimizer(first, Optimizer(), lr=1e-2)
+    one = Optimizers(first, Optimizer(), lr=1e-2)
     for seed in range(3):
         _step(first, one, seed)
     second.load_state_dict(first.state_dict())
-    two = build_optimizer(second, Optimizer(), lr=1e-2)
-    saved = {name: t.clone() for name, t in optimizer_tensors(one, first).items()}
-    load_optimizer(two, second, saved, updates=3)
+    two = Optimizers(second, Optimizer(), lr=1e-2)
+    saved = {name: t.clone() for name, t in one.tensors().items()}
+    two.load(saved, updates=3)
     _step(first, one, 9)
     _step(second, two, 9)
     for name, weight in first.state_dict().items():
@@ -95,13 +95,13 @@ def test_an_optimizer_that_was_saved_and_loaded_goes_on_bit_for_bit() -> None:
 
 def test_a_state_that_lacks_a_moment_is_refused() -> None:
     model = Transformer(TINY)
-    optimizer = build_optimizer(model, Optimizer(), lr=1e-2)
+    optimizer = Optimizers(model, Optimizer(), lr=1e-2)
     _step(model, optimizer, 0)
-    saved = dict(optimizer_tensors(optimizer, model))
+    saved = optimizer.tensors()
     name = next(iter(saved))
     del saved[name]
     with pytest.raises(UserError, match=name):
-        load_optimizer(optimizer, model, saved, updates=1)
+        optimizer.load(saved, updates=1)
 
 
 def test_the_average_follows_its_definition_and_starts_warm() -> None:

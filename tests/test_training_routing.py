@@ -60,3 +60,10 @@ def test_a_dense_network_logs_nothing_of_experts_and_a_sparse_one_reaches_the_ch
     assert log.figures(batch_tokens=64) == {}
     record = {"kind": "train", "tokens": 64, "time": 1.0, "loss": 2.0, "expert_dropped": 0.25}
     assert {point.name for point in points([record], 0)} == {"train/loss", "train/expert_dropped"}
+
+
+def test_gradient_norms_by_layer_reach_the_charts() -> None:
+    norms = {"layers.0": 0.5, "embed_tokens": 2.0}
+    record = {"kind": "layers", "step": 1, "tokens": 64, "time": 1.0, "grad_norms": norms}
+    found = {point.name: (point.value, point.step) for point in points([record], 100)}
+    assert found == {"grad_norm/layers.0": (0.5, 164), "grad_norm/embed_tokens": (2.0, 164)}

@@ -6,11 +6,26 @@ instant.
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
 
-from tasks.cli import demo, doctor, generate, plan, recipes, registry
+from tasks.cli import (
+    data,
+    dedup,
+    demo,
+    doctor,
+    exchange,
+    generate,
+    lr_find,
+    plan,
+    profile,
+    quantize,
+    recipes,
+    registry,
+)
+from tasks.cli.sampling_flags import PanelCommand
 from tasks.errors import UserError
 from tasks.telemetry import quiet_telemetry
 
@@ -24,11 +39,18 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(data.app, name="data")
+data.app.command()(dedup.dedup)
 app.command()(recipes.check)
 app.command()(plan.plan)
+app.command()(profile.profile)
 app.command()(doctor.doctor)
-app.command()(generate.generate)
+app.command()(lr_find.lr_find)
+app.command(cls=PanelCommand)(generate.generate)
+app.command()(quantize.quantize)
 app.command()(registry.pull)
+app.command()(exchange.gguf)
+app.command("import")(exchange.import_)
 app.command()(registry.sync)
 app.command()(registry.show)
 app.command()(demo.demo)
@@ -46,6 +68,9 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 def main() -> None:
     """Entry point: errors of the user are two lines and an exit code."""
     quiet_telemetry()
+    for stream in (sys.stdout, sys.stderr):  # a model may write what a terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except UserError as error:

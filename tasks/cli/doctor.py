@@ -231,6 +231,20 @@ def _runs(root: Path) -> Iterator[Finding]:
             )
 
 
+def _stages(root: Path) -> Iterator[Finding]:
+    for work in sorted((root / "data/.work").glob("*/")):
+        if is_locked(work / ".lock"):
+            yield Finding("ok", "stages", f"{work.name} is running now")
+        else:
+            parts = len(list(work.glob("*/[0-9]*")))
+            yield Finding(
+                "warn",
+                "stages",
+                f"{work.name} is unfinished, {parts:,} parts of it are done",
+                f"go on: dvc repro {work.name}; or delete {work.relative_to(root)}",
+            )
+
+
 CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _python,
     _torch,
@@ -243,5 +257,6 @@ CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _git,
     _telemetry,
     _locks,
+    _stages,
     _runs,
 )

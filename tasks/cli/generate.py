@@ -2,84 +2,154 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import sys
-import time
-from dataclasses import replace
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tasks.cli import sampling_flags as sampling
+from tasks.cli.prompts import read_prompts
+from tasks.cli.sampling_flags import INPUT, OUTPUT, SPEED, panel
 from tasks.errors import UserError
 
-Option = typer.Option
+if TYPE_CHECKING:
+    from model.sampling import SamplingOptions
 
 
 def generate(
-    model: Annotated[str, Option(help="An exported folder, or models:/<name>@<alias>.")],
+    context: typer.Context,
+    model: Annotated[
+        str, panel(INPUT, "An exported folder, or models:/<name>@<alias>.", metavar="MODEL")
+    ],
     prompt: Annotated[
-        list[str] | None, Option(help="May be given again; '-' or none: stdin.")
+        list[str] | None,
+        panel(INPUT, "May be given again; empty: start a new text.", metavar="TEXT"),
     ] = None,
-    max_new_tokens: Annotated[int, Option(help="Tokens to generate at most.")] = 64,
-    temperature: Annotated[float, Option(help="0: always the likeliest token.")] = 0.8,
-    top_k: Annotated[int, Option(help="Of the k likeliest; 0: all.")] = 0,
-    top_p: Annotated[float, Option(help="Of the likeliest that hold this probability.")] = 0.95,
-    repetition_penalty: Annotated[float, Option(help="1: none.")] = 1.0,
-    seed: Annotated[
-        int | None, Option(help="The same text again; default: another each time.")
+    prompt_file: Annotated[
+        str | None,
+        panel(INPUT, "Lines of text, or .jsonl with \"prompt\"; '-': stdin.", metavar="FILE"),
     ] = None,
-    num_samples: Annotated[int, Option(min=1, help="Samples a prompt.")] = 1,
-    stream: Annotated[bool, Option("--stream", help="Print tokens as they come.")] = False,
-    as_json: Annotated[bool, Option("--json", help="One JSON object a sample.")] = False,
+    interactive: Annotated[
+        bool, panel(INPUT, "Ask for prompts, one after another.", "--interactive")
+    ] = False,
+    num_samples: Annotated[int, panel(OUTPUT, "Samples a prompt.", min=1, metavar="<int>")] = 1,
+    stream: Annotated[bool, panel(OUTPUT, "Print tokens as they come.", "--stream")] = False,
+    as_json: Annotated[bool, panel(OUTPUT, "One JSON object a sample.", "--json")] = False,
+    attention: Annotated[
+        Path | None,
+        panel(OUTPUT, "Picture of who attends to whom: .png, .svg, .html.", metavar="FILE"),
+    ] = None,
+    layer: Annotated[
+        int | None, panel(OUTPUT, "The only one in the picture, from 0.", min=0, metavar="<int>")
+    ] = None,
+    head: Annotated[
+        int | None, panel(OUTPUT, "The only one in the picture, from 0.", min=0, metavar="<int>")
+    ] = None,
+    max_new_tokens: sampling.MaxNewTokens = None,
+    temperature: sampling.Temperature = None,
+    final_temperature: sampling.FinalTemperature = None,
+    temperature_power: sampling.TemperaturePower = None,
+    top_k: sampling.TopK = None,
+    top_p: sampling.TopP = None,
+    min_p: sampling.MinP = None,
+    repetition_penalty: sampling.RepetitionPenalty = None,
+    frequency_penalty: sampling.FrequencyPenalty = None,
+    presence_penalty: sampling.PresencePenalty = None,
+    no_repeat_ngram_size: sampling.NoRepeatNgramSize = None,
+    stop: sampling.Stop = None,
+    seed: sampling.Seed = None,
+    batch_size: Annotated[int, panel(SPEED, "Samples drawn at once.", min=1, metavar="<int>")] = 8,
+    dtype: Annotated[Literal["fp32", "bf16"], panel(SPEED, "Of weights and arithmetic.")] = "fp32",
+    quantize: Annotated[
+        Literal["int8", "int4"] | None, panel(SPEED, "Weights as small integers, on the CPU.")
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"], panel(SPEED, "auto: PHASEWISE_DEVICE, or the best.")
+    ] = "auto",
+    draft: Annotated[
+        str | None, panel(SPEED, "A smaller model that proposes tokens.", metavar="MODEL")
+    ] = None,
+    draft_tokens: sampling.DraftTokens = None,
+    compiled: Annotated[
+        bool,
+        panel(SPEED, "Compile one token's step, on the CPU, with --batch-size 1.", "--compile"),
+    ] = False,
+    speed: Annotated[bool, panel(SPEED, "Print tokens a second to stderr.", "--speed")] = False,
 ) -> None:
     """Continue prompts with a trained model."""
-    prompts = read_prompts(prompt)
-    from model.sampling import SamplingOptions
+    _check_together(context.params)
+    given = sampling.given_sampling(context.params)
+    _options({}, given)
+    texts = [] if interactive else read_prompts(prompt, prompt_file)
+    texts = [text for text in texts for _ in range(num_samples)]
+    from tasks.cli.samples import Printer
+    from tasks.release.generation_config import default_sampling
     from tasks.release.pull import resolve
-    from tasks.release.sampler import Sampler
+    from tasks.release.sampler import Sampler, seeded, shifted
 
+    folder, small = resolve(model), resolve(draft) if draft else None
+    sampler = Sampler.open(
+        folder, device=device, dtype=dtype, quantize=quantize, draft=small, compiled=compiled
+    )
+    options = _options(default_sampling(folder), given)
+    printer = Printer(sampler, num_samples if interactive else len(texts), as_json, speed)
+    if interactive:
+        from tasks.cli.interactive import Session
+
+        Session(printer, options, num_samples).run()
+        return
+    if attention:
+        from tasks.release.attention_picture import check_picture
+
+        check_picture(attention, len(texts), sampler.network.config, layer, head)
+    if stream:
+        options = seeded(options)
+        samples = [printer.stream(t, shifted(options, n)) for n, t in enumerate(texts)]
+    else:
+        samples = [printer.sample(one) for one in sampler.sample(texts, options, batch_size)]
+    printer.show_speed()
+    if attention:
+        from tasks.release.attention_picture import draw
+
+        draw(sampler, samples[0], attention, model, layer, head)
+        print(f"attention: {attention}", file=sys.stderr)
+
+
+def _check_together(flags: dict[str, Any]) -> None:
+    """Raises UserError for flags that exclude each other, or that say nothing alone."""
+    for one, other in _APART:
+        if flags[one] and flags[other]:
+            raise UserError(f"{_flag(one)} and {_flag(other)} exclude each other")
+    for one, needed in _NEEDS:
+        if flags[one] is not None and not flags[needed]:
+            raise UserError(f"{_flag(one)} says nothing without {_flag(needed)}")
+
+
+_APART = (
+    ("interactive", "prompt"),
+    ("interactive", "prompt_file"),
+    ("interactive", "as_json"),
+    ("interactive", "attention"),
+    ("stream", "as_json"),
+)
+_NEEDS = (("draft_tokens", "draft"), ("layer", "attention"), ("head", "attention"))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.removeprefix("as_").replace("_", "-")
+
+
+def _options(defaults: dict[str, Any], given: dict[str, Any]) -> SamplingOptions:
+    """The model's own sampling, but for what was given. Raises UserError where it cannot be.
+
+    A temperature given is meant to hold: it does not move to the model's final one.
+    """
+    from model.sampling import SamplingOptions
+
+    if "temperature" in given:
+        defaults = {k: v for k, v in defaults.items() if k != "final_temperature"}
     try:
-        options = SamplingOptions(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-        )
+        return SamplingOptions(**defaults | given)
     except ValueError as error:
         raise UserError(str(error)) from None
-    sampler = Sampler(resolve(model))
-    started, count = time.perf_counter(), 0
-    for text, number in itertools.product(prompts, range(num_samples)):
-        drawn = options if seed is None else replace(options, seed=seed + number)
-        if stream:
-            print(text, end="", flush=True)
-            for piece in sampler.stream(text, drawn):
-                print(piece, end="", flush=True)
-            print()
-            continue
-        sample = sampler.complete(text, drawn)
-        count += sample.tokens
-        if sample.dropped:
-            print(f"note: the prompt is longer than the context; its first {sample.dropped} tokens "
-                  "were left out", file=sys.stderr)  # fmt: skip
-        if as_json:
-            print(json.dumps(vars(sample), ensure_ascii=False))
-        else:
-            print(text + sample.text + ("\n" if num_samples * len(prompts) > 1 else ""))
-    if count and sys.stderr.isatty():
-        print(f"{count / (time.perf_counter() - started):.0f} tokens/s", file=sys.stderr)
-
-
-def read_prompts(given: list[str] | None) -> list[str]:
-    """The prompts given, or those of stdin (one a line). Raises UserError where there is none."""
-    if given and given != ["-"]:
-        return given
-    if sys.stdin.isatty() and not given:
-        raise UserError("no prompt", hint="give --prompt 'Once upon', or lines on stdin")
-    lines = [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    if not lines:
-        raise UserError("no prompt on stdin", hint="one prompt a line")
-    return lines

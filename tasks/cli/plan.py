@@ -66,10 +66,12 @@ def plan(
             )
     console.print(table)
     memory, disk = made["memory"], made["disk"]
-    print(
-        f"memory  {show_bytes(memory['total'])} expected: weights, gradients, moments and EMA "
-        f"{show_bytes(memory['state'])}, activations {show_bytes(memory['activations'])}"
+    held = ", ".join(
+        f"{part.replace('_', ' ')} {show_bytes(size)}"
+        for part, size in memory.items()
+        if size and part != "total"
     )
+    print(f"memory  {show_bytes(memory['total'])} expected: {held}")
     print(f"disk    {show_bytes(disk['expected'])} expected of {show_bytes(disk['free'])} free")
     print(f"FLOPs   {made['flops_formula']}")
     print(f"time    {made['speed']['how']}")

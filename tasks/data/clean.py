@@ -1,23 +1,30 @@
-"""Stage ``clean``: one source through its cleaning profile.
+"""Stage ``clean``: one source through its cleaning profile, shard by shard.
 
 data/raw/<source>/ --profile--> data/clean/<source>/ + ledger.json (what went, and why)
+
+A shard of the source becomes at most one cleaned shard, wherever it is done and in whatever order.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from tasks import stage
-from tasks.data.documents import Document, Writer, read
-from tasks.data.profiles import Dropped, clean_text
+from tasks.data.documents import Document, Writer, link_shards, read_shard, shards
+from tasks.data.language import check_languages
+from tasks.data.profiles import Cleaner, Dropped
 from tasks.errors import BAD_DATA, UserError
 from tasks.files import atomic_folder
 from tasks.ledger import Ledger, write_ledgers
-from tasks.progress import progress
 from tasks.recipe import Recipe, Source
+from tasks.shardwise import identity, map_parts, part_folder, work_folder
 from tasks.units import show_count
-from tasks.workers import batches, map_ordered
 from tasks.workspace import Workspace
+
+VERSION = 2  # of the rules: parts cleaned under another one are not gone on with
 
 
 def clean(workspace: Workspace, recipe: Recipe, source: str) -> None:
@@ -27,30 +34,61 @@ def clean(workspace: Workspace, recipe: Recipe, source: str) -> None:
     kind of text. A document that goes is booked with its reason in ledger.json.
     """
     settings_of_source = recipe.sources[source]
-    profile, min_words = settings_of_source.profile, settings_of_source.min_words
-    ledger = Ledger("clean", source, notes={"profile": profile, "nul_characters": 0})
-    documents = read(workspace.raw(source))
-    cleaning = partial(clean_batch, profile=profile, min_words=min_words)
-    with atomic_folder(workspace.clean(source)) as folder:
-        with Writer(folder) as writer, progress(None, "documents", "cleaning") as shown:
-            for batch, results in map_ordered(cleaning, batches(documents, lambda d: d.bytes)):
-                for document, result in zip(batch, results, strict=True):
-                    ledger.notes["nul_characters"] += document.text.count("\0")
-                    if isinstance(result, Dropped):
-                        ledger.drop(result.reason, document.text)
-                        continue
-                    cleaned = Document.of(result, source, document.split, document.origin)
-                    ledger.keep(document.bytes, cleaned.bytes)
-                    writer.add(cleaned)
-                shown.advance(len(batch))
+    cleaning = settings_of_source.cleaning
+    check_languages(settings_of_source.languages, f"sources.{source}.languages")
+    there = shards(workspace.raw(source).resolve())
+    paths = [path for split_paths in there.values() for path in split_paths]
+    ledger = Ledger("clean", source, notes=cleaning | _no_counts())
+    with work_folder(workspace.work("clean", source)) as work:
+        results = map_parts(
+            partial(clean_part, source=source, cleaning=cleaning),
+            [str(path) for path in paths],
+            work / "shards",
+            [VERSION, source, cleaning, identity(paths)],
+            title="cleaning",
+            sizes=[path.stat().st_size for path in paths],
+        )
+        for result in results:
+            part = Ledger.from_dict(result)
+            ledger.merge(part)
+            _add_counts(ledger, part)
         _check_some_left(ledger, settings_of_source)
-        write_ledgers(folder / "ledger.json", [ledger])
+        with atomic_folder(workspace.clean(source)) as folder:
+            folders = [part_folder(work / "shards", number) for number in range(len(paths))]
+            link_shards((path for out in folders for path in out.glob("*.parquet")), folder)
+            write_ledgers(folder / "ledger.json", [ledger])
     print(f"    {source}: {summary(ledger)}")
 
 
-def clean_batch(documents: list[Document], profile: str, min_words: int) -> list[str | Dropped]:
-    """``clean_text`` of each document."""
-    return [clean_text(document.text, profile, min_words) for document in documents]
+def clean_part(path: str, out: Path, source: str, cleaning: dict[str, Any]) -> dict[str, Any]:
+    """Clean one shard into ``out`` as ``Source.cleaning`` says; returns its ledger."""
+    cleaner = Cleaner.of(cleaning)
+    ledger = Ledger("clean", source, notes=_no_counts())
+    with Writer(out, shard_bytes=None) as writer:
+        for document in read_shard(Path(path)):
+            ledger.notes["nul_characters"] += document.text.count("\0")
+            result = cleaner.clean(document.text)
+            if isinstance(result, Dropped):
+                ledger.drop(result.reason, cleaner.shown(document.text), document.bytes)
+                continue
+            cleaned = Document.of(result, source, document.split, document.origin)
+            ledger.keep(document.bytes, cleaned.bytes)
+            writer.add(cleaned)
+    ledger.notes |= {kind: dict(sorted(count.items())) for kind, count in cleaner.counts.items()}
+    return ledger.to_dict()
+
+
+def _no_counts() -> dict[str, Any]:
+    """``masked``: how often each placeholder of pii.py was written; ``languages_dropped``:
+    documents by the language that was found."""
+    return {"nul_characters": 0, "masked": {}, "languages_dropped": {}}
+
+
+def _add_counts(ledger: Ledger, part: Ledger) -> None:
+    ledger.notes["nul_characters"] += part.notes["nul_characters"]
+    for kind in ("masked", "languages_dropped"):
+        total = Counter(ledger.notes[kind]) + Counter(part.notes[kind])
+        ledger.notes[kind] = dict(sorted(total.items()))
 
 
 def summary(ledger: Ledger) -> str:

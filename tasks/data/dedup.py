@@ -2,254 +2,253 @@
 
     data/clean/*/ --SHA-256 of the normalised text--> exact duplicates
                   --MinHash bands, then true Jaccard similarity--> near duplicates
-                  --> clusters --> data/dedup/: decisions.parquet, removed.jsonl, ledger.json
+                  --> data/dedup/: decisions.parquet, removed.jsonl, ledger.json
+    those that stay --repeated passages, where dedup.span_words asks--> repeated.parquet
 
-Texts are read, never held: between readings a document is a 16-byte digest and 8 bytes a band. Of
-each cluster the first document stays, in this order: official test splits, official validation
+Of duplicates the first document stays, in this order: official test splits, official validation
 splits, training splits; then the order of the sources in the recipe; then position. So a training
 document that duplicates held-out text goes: that is how leaks are removed.
 
-Duplicates are joined in chains: a removed document can be less similar to the one that stays than
-the threshold, which its ``jaccard`` shows.
+A document goes only if it is similar to one that stays, and ``jaccard`` says how much. Documents
+that stay may lie in one cluster all the same, where a removed one is similar to each of them: a
+split is made by clusters, so such documents are never torn apart, while a training document of
+a cluster that holds official held-out text stays in training, for it is under the threshold to all
+of that text that stays.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from tasks import stage
+from tasks.data.bands import flush, mapped, slices
 from tasks.data.clean import summary
-from tasks.data.cluster import Clusters, groups
-from tasks.data.decisions import write_decisions
-from tasks.data.documents import Document, read
-from tasks.data.minhash import band_keys, candidate_chance, signatures
-from tasks.data.near import join_near
-from tasks.data.shingles import Hashes, shingles
+from tasks.data.cluster import Indices
+from tasks.data.decisions import GROUP_ROWS, write_decisions
+from tasks.data.documents import shards
+from tasks.data.duplicates import EXACT, NEAR, REASONS, STAYS, Verdicts, find_duplicates
+from tasks.data.repeats import FILE, write_repeats
+from tasks.data.spans import find_repeats
+from tasks.data.texts import openings, shard_part
 from tasks.files import atomic_folder, write_text
-from tasks.ledger import Ledger, write_ledgers
-from tasks.progress import progress
+from tasks.ledger import EXAMPLE_CHARACTERS, EXAMPLES_PER_REASON, Count, Ledger, write_ledgers
 from tasks.recipe import Dedup, Recipe, Split
-from tasks.workers import batches, map_ordered
+from tasks.shardwise import identity, work_folder
 from tasks.workspace import Workspace
 
 PRIORITY: tuple[Split, ...] = ("test", "validation", "train")
-REMOVED_SHOWN = 200  # removed documents a source and reason in removed.jsonl, for people to look at
-SHOWN_CHARACTERS = 200
+REMOVED_SHOWN = 200  # removed documents a place and reason in removed.jsonl, for people to look at
 LOW_CHANCE = 0.8  # below it, the bands miss too many of the pairs that the threshold asks for
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Every cleaned document, numbered from 0 in order of priority."""
+class Place:
+    """The documents of one split of one source: numbers ``first`` to ``stop`` of the corpus."""
 
-    workspace: Workspace
-    sources: list[str]
+    source: str
+    split: Split
+    first: int
+    stop: int
 
-    def documents(self) -> Iterator[Document]:
-        for split in PRIORITY:
-            for source in self.sources:
-                yield from read(self.workspace.clean(source), split)
-
-    def texts(self) -> Iterator[tuple[int, str]]:
-        return ((number, document.text) for number, document in enumerate(self.documents()))
-
-
-@dataclass
-class Fingerprints:
-    """What is kept of the documents between readings; row i is document i."""
-
-    digests: npt.NDArray[np.uint64]  # (documents, 2): 128 bits of SHA-256 of the normalised text
-    bands: Hashes  # (documents, bands)
-    ids: list[str]
-    places: list[tuple[str, Split, int]]  # source, split, position
-
-
-@dataclass
-class Outcome:
-    """What becomes of the documents; item i is about document i."""
-
-    roots: npt.NDArray[np.int64]  # the document of its cluster that stays
-    reasons: list[str]  # "exact", "near", or "" for one that stays
-    jaccards: list[float | None]  # similarity with the one that stays
-    notes: dict[str, Any]  # for the ledger
+    def of(self, number: int) -> dict[str, Any]:
+        """Where a document of this place stands."""
+        return {"source": self.source, "split": self.split, "position": number - self.first}
 
 
 def dedup(workspace: Workspace, recipe: Recipe) -> None:
     """Find exact and near duplicates over all sources and decide which documents stay.
 
     Writes data/dedup/: decisions.parquet (one row a document), removed.jsonl (removed documents
-    beside the ones that stay, to look at) and ledger.json.
+    beside the ones that stay, to look at), ledger.json and, with ``dedup.span_words``,
+    repeated.parquet (passages for the split stage to cut).
     """
-    corpus = Corpus(workspace, list(recipe.sources))
-    prints = _fingerprints(corpus, recipe.dedup)
-    outcome = _decide(corpus, prints, recipe.dedup)
-    with atomic_folder(workspace.dedup) as folder:
-        _write_table(folder / "decisions.parquet", prints, outcome)
-        ledgers = _report(folder / "removed.jsonl", corpus, prints, outcome)
-        write_ledgers(folder / "ledger.json", ledgers)
+    files = list(_files(workspace, recipe))
+    paths = [path for _, _, path in files]
+    with work_folder(workspace.work("dedup")) as work:
+        verdicts = find_duplicates(
+            [shard_part(path) for path in paths],
+            [path.stat().st_size for path in paths],
+            recipe.dedup,
+            work,
+        )
+        places = list(_places(files, verdicts))
+        shown = [number for place in places for number in _shown(place, verdicts)]
+        wanted = sorted({n for number in shown for n in (number, int(verdicts.kept[number]))})
+        texts = _openings(wanted, paths, verdicts)
+        ledgers = [_ledger(source, places, verdicts, shown, texts) for source in recipe.sources]
+        with atomic_folder(workspace.dedup) as folder:
+            write_decisions(folder / "decisions.parquet", _tables(places, verdicts))
+            _write_removed(folder / "removed.jsonl", places, verdicts, shown, texts)
+            write_ledgers(folder / "ledger.json", ledgers)
+            if recipe.dedup.span_words:
+                _write_repeats(folder / FILE, files, places, verdicts, recipe.dedup, work)
     for ledger in ledgers:
         print(f"    {ledger.source}: {summary(ledger)} ({ledger.notes['leaks']:,} leaks)")
-    chance = outcome.notes.get("chance_at_threshold", 1.0)
+    chance = verdicts.notes.get("chance_at_threshold", 1.0)
     if chance < LOW_CHANCE:
         print(
             f"    warning: {recipe.dedup.bands} bands of {recipe.dedup.rows} rows find only "
             f"{100 * chance:.0f} % of the pairs at dedup.threshold {recipe.dedup.threshold}; "
-            "give it more bands or fewer rows"
+            "leave both out, and they follow from the threshold"
         )
 
 
-def _decide(corpus: Corpus, prints: Fingerprints, settings: Dedup) -> Outcome:
-    clusters = Clusters(len(prints.ids))
-    if settings.exact:
-        for members in groups(prints.digests):
-            for member in members[1:].tolist():
-                clusters.join(int(members[0]), member)
-    exact = clusters.roots().tolist()
-    similarity: dict[int, float] = {}
-    notes: dict[str, Any] = {}
-    if settings.near:
-        store, counts = join_near(
-            clusters,
-            prints.bands,
-            corpus.texts(),
-            ngram=settings.ngram,
-            threshold=settings.threshold,
-            scratch=corpus.workspace.dedup.parent,
-        )
-        pairs = zip(exact, clusters.roots().tolist(), strict=True)
-        similarity = {
-            first: store.similarity(first, root) for first, root in pairs if first != root
-        }
-        chance = candidate_chance(settings.threshold, settings.bands, settings.rows)
-        notes = {**counts, "chance_at_threshold": round(chance, 4)}
-    roots = clusters.roots()
-    reasons: list[str] = []
-    jaccards: list[float | None] = []
-    for number, (first, root) in enumerate(zip(exact, roots.tolist(), strict=True)):
-        reasons.append("" if root == number else "exact" if root == first else "near")
-        jaccards.append(None if root == number else similarity.get(first, 1.0))
-    return Outcome(roots, reasons, jaccards, notes)
+def _files(workspace: Workspace, recipe: Recipe) -> Iterator[tuple[str, Split, Path]]:
+    """Every shard of cleaned documents, in order of priority."""
+    there = {source: shards(workspace.clean(source).resolve()) for source in recipe.sources}
+    for split in PRIORITY:
+        for source in recipe.sources:
+            for path in there[source].get(split, []):
+                yield source, split, path
 
 
-def _fingerprints(corpus: Corpus, settings: Dedup) -> Fingerprints:
-    digests, bands = [np.zeros((0, 2), np.uint64)], [np.zeros((0, settings.bands), np.uint64)]
-    ids: list[str] = []
-    places: list[tuple[str, Split, int]] = []
-    positions: Counter[tuple[str, Split]] = Counter()
-    grouped = batches(corpus.documents(), lambda document: document.bytes)
-    with progress(None, "documents", "fingerprints") as shown:
-        for batch, (digest, keys) in map_ordered(partial(fingerprint, settings=settings), grouped):
-            digests.append(digest)
-            bands.append(keys)
-            for document in batch:
-                place = (document.source, document.split)
-                ids.append(document.id)
-                places.append((*place, positions[place]))
-                positions[place] += 1
-            shown.advance(len(batch))
-    return Fingerprints(np.concatenate(digests), np.concatenate(bands), ids, places)
+def _places(files: list[tuple[str, Split, Path]], verdicts: Verdicts) -> Iterator[Place]:
+    numbered = zip(files, verdicts.parts(), strict=True)
+    for (source, split), group in groupby(numbered, lambda item: item[0][:2]):
+        bounds = [bounds for _, bounds in group]
+        yield Place(source, split, bounds[0][0], bounds[-1][1])
 
 
-def fingerprint(
-    documents: list[Document], settings: Dedup
-) -> tuple[npt.NDArray[np.uint64], Hashes]:
-    """Digests (documents, 2) and band keys (documents, bands) of a batch."""
-    digests = b"".join(exact_digest(document.text) for document in documents)
-    found = shingles([document.text for document in documents], settings.ngram)
-    signature = signatures(found, settings.bands * settings.rows)
-    keys = band_keys(signature, settings.bands, settings.rows)
-    wordless = np.flatnonzero(np.diff(found.bounds) == 0)  # nothing to compare: each is alone
-    keys[wordless] = np.frombuffer(digests, np.uint64).reshape(-1, 2)[wordless, :1]
-    return np.frombuffer(digests, np.uint64).reshape(-1, 2), keys
+def _tables(places: list[Place], verdicts: Verdicts) -> Iterator[pa.Table]:
+    """The decisions, some rows of one place at a time."""
+    for place in places:
+        for start in range(place.first, place.stop, GROUP_ROWS):
+            numbers = np.arange(start, min(place.stop, start + GROUP_ROWS))
+            kept, cluster = verdicts.kept[numbers], verdicts.cluster[numbers]
+            reason = verdicts.reason[numbers]
+            yield pa.table(
+                {
+                    "source": [place.source] * len(numbers),
+                    "split": [place.split] * len(numbers),
+                    "position": numbers - place.first,
+                    "id": verdicts.ids(numbers),
+                    "cluster": cluster,
+                    "cluster_id": verdicts.ids(cluster),
+                    "keep": reason == STAYS,
+                    "reason": np.array(REASONS)[reason],
+                    "kept_id": verdicts.ids(kept),
+                    "jaccard": pa.array(verdicts.jaccard[numbers], from_pandas=True),
+                }
+            )
 
 
-def exact_digest(text: str) -> bytes:
-    """First 16 bytes of the SHA-256 of the text in lower case with single spaces for white space.
-
-    Punctuation counts: ``x + y`` and ``x - y`` are two texts. Texts that differ in nothing else
-    have the same words, so the near step, whose shingles are of words, takes the longer ones.
-    """
-    return hashlib.sha256(" ".join(text.lower().split()).encode()).digest()[:16]
-
-
-def _write_table(path: Path, prints: Fingerprints, outcome: Outcome) -> None:
-    sources, splits, positions = zip(*prints.places, strict=True)
-    table = pa.table(
-        {
-            "source": sources,
-            "split": splits,
-            "position": positions,
-            "id": prints.ids,
-            "cluster": outcome.roots,
-            "keep": [not reason for reason in outcome.reasons],
-            "reason": outcome.reasons,
-            "kept_id": [prints.ids[root] for root in outcome.roots],
-            "jaccard": pa.array(outcome.jaccards, pa.float64()),
-        }
+def _write_repeats(
+    path: Path,
+    files: list[tuple[str, Split, Path]],
+    places: list[Place],
+    verdicts: Verdicts,
+    settings: Dedup,
+    work: Path,
+) -> None:
+    """Find the passages that documents which stay repeat, and write those of training text."""
+    assert settings.span_words
+    keep = mapped(work / "keep.npy", len(verdicts.reason), bool)
+    for piece in slices(len(keep)):
+        keep[piece] = verdicts.reason[piece] == STAYS
+    flush(keep)
+    found = find_repeats(
+        [shard_part(file) for _, _, file in files],
+        verdicts.counts,
+        [file.stat().st_size for _, _, file in files],
+        words=settings.span_words,
+        train=min((p.first for p in places if p.split == "train"), default=len(keep)),
+        keep=work / "keep.npy",
+        work=work / "spans",
+        key=[identity(file for _, _, file in files), settings.model_dump()],
     )
-    write_decisions(path, table)
+    first = {(place.source, place.split): place.first for place in places}
+    write_repeats(
+        path,
+        (
+            ((source, split, first[source, split]), rows)
+            for number, rows in found
+            for source, split, _ in [files[number]]
+        ),
+    )
 
 
-def _report(path: Path, corpus: Corpus, prints: Fingerprints, outcome: Outcome) -> list[Ledger]:
-    """Read once more: book every document, and write removed ones beside those that stay."""
-    ledgers = {
-        source: Ledger("dedup", source, notes={"leaks": 0, **outcome.notes})
-        for source in corpus.sources
-    }
-    shown = _shown(prints, outcome)
-    wanted = {number for removed in shown for number in (removed, int(outcome.roots[removed]))}
-    openings: dict[int, str] = {}
-    for number, document in enumerate(corpus.documents()):
-        ledger, reason = ledgers[document.source], outcome.reasons[number]
-        if number in wanted:
-            openings[number] = document.text[:SHOWN_CHARACTERS]
-        if not reason:
-            ledger.keep(document.bytes)
-            continue
-        ledger.drop(reason, document.text)
-        held_out = prints.places[outcome.roots[number]][1] != "train"
-        ledger.notes["leaks"] += int(held_out and document.split == "train")
+def _shown(place: Place, verdicts: Verdicts) -> Iterator[int]:
+    """The first removed documents of a place, for each reason, in order."""
+    found: list[Indices] = []
+    for reason in (EXACT, NEAR):
+        left = REMOVED_SHOWN
+        for start in range(place.first, place.stop, GROUP_ROWS):
+            own = verdicts.reason[start : min(place.stop, start + GROUP_ROWS)]
+            found.append(np.flatnonzero(own == reason)[:left] + start)
+            left -= len(found[-1])
+    yield from np.sort(np.concatenate(found)).tolist() if found else []
+
+
+def _openings(wanted: list[int], paths: list[Path], verdicts: Verdicts) -> dict[int, str]:
+    """The first characters of some documents."""
+    texts: dict[int, str] = {}
+    for path, (first, stop) in zip(paths, verdicts.parts(), strict=True):
+        own = [number for number in wanted if first <= number < stop]
+        if own:
+            rows = [number - first for number in own]
+            texts |= zip(own, openings(path, rows, EXAMPLE_CHARACTERS), strict=True)
+    return texts
+
+
+def _ledger(
+    source: str, places: list[Place], verdicts: Verdicts, shown: list[int], texts: dict[int, str]
+) -> Ledger:
+    """Book all documents of a source."""
+    ledger = Ledger("dedup", source, notes={"leaks": 0, "beside_held_out": 0, **verdicts.notes})
+    training = min((p.first for p in places if p.split == "train"), default=len(verdicts.kept))
+    for place in (place for place in places if place.source == source):
+        for start in range(place.first, place.stop, GROUP_ROWS):
+            own = slice(start, min(place.stop, start + GROUP_ROWS))
+            reason, sizes = verdicts.reason[own], verdicts.sizes[own]
+            ledger.taken.add(int(sizes.sum()), len(sizes))
+            for number, name in enumerate(REASONS):
+                booked = sizes[reason == number]
+                count = ledger.dropped.setdefault(name, Count()) if name else ledger.kept
+                count.add(int(booked.sum()), len(booked))
+            if place.split == "train":
+                leaks = (reason != STAYS) & (verdicts.kept[own] < training)
+                beside = (reason == STAYS) & (verdicts.cluster[own] < training)
+                ledger.notes["leaks"] += int(leaks.sum())
+                ledger.notes["beside_held_out"] += int(beside.sum())
+        for number in shown:
+            if place.first <= number < place.stop:
+                examples = ledger.examples.setdefault(REASONS[verdicts.reason[number]], [])
+                if len(examples) < EXAMPLES_PER_REASON:
+                    examples.append(texts[number])
+    ledger.dropped = {name: count for name, count in ledger.dropped.items() if count.documents}
+    return ledger
+
+
+def _write_removed(
+    path: Path,
+    places: list[Place],
+    verdicts: Verdicts,
+    shown: list[int],
+    texts: dict[int, str],
+) -> None:
+    def place_of(number: int) -> dict[str, Any]:
+        return next(p.of(number) for p in places if p.first <= number < p.stop)
+
     lines = []
-    for removed in shown:
-        root = int(outcome.roots[removed])
+    for number in shown:
+        kept = int(verdicts.kept[number])
         line = {
-            **_place(prints, removed),
-            "reason": outcome.reasons[removed],
-            "jaccard": outcome.jaccards[removed],
-            "text": openings[removed],
-            "kept": {**_place(prints, root), "text": openings[root]},
+            **place_of(number),
+            "reason": REASONS[verdicts.reason[number]],
+            "jaccard": float(verdicts.jaccard[number]),
+            "text": texts[number],
+            "kept": {**place_of(kept), "text": texts[kept]},
         }
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))
-    return list(ledgers.values())
-
-
-def _shown(prints: Fingerprints, outcome: Outcome) -> list[int]:
-    """The first removed documents of each source, split and reason."""
-    counted: Counter[tuple[str, str, str]] = Counter()
-    chosen = []
-    for number, reason in enumerate(outcome.reasons):
-        if reason:
-            source, split, _ = prints.places[number]
-            counted[source, split, reason] += 1
-            if counted[source, split, reason] <= REMOVED_SHOWN:
-                chosen.append(number)
-    return chosen
-
-
-def _place(prints: Fingerprints, number: int) -> dict[str, Any]:
-    return dict(zip(("source", "split", "position"), prints.places[number], strict=True))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -21,8 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.errors import BAD_DATA, NO_INPUT, UserError
+from tasks.files import link_or_copy
 from tasks.recipe import SPLITS, Split
 
+MOST_BYTES = 16_000_000  # of one document's text: more than any book
 SHARD_BYTES = 64_000_000  # of text; few large files, each of which fits in memory
 GROUP_BYTES = 8_000_000  # of text; what a writer holds and a reader decompresses at once
 SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "source", "origin")])
@@ -87,13 +90,13 @@ class Writer:
         with atomic_folder(path) as folder, Writer(folder) as writer:
             writer.add(document)
 
-    Equal documents make equal bytes.
+    Equal documents make equal bytes. Where ``shard_bytes`` is None, a split is one shard.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(self, folder: Path, shard_bytes: int | None = SHARD_BYTES) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._shard_bytes = folder, shard_bytes
-        self._group_bytes = min(GROUP_BYTES, shard_bytes)
+        self._folder, self._shard_bytes = folder, shard_bytes or sys.maxsize
+        self._group_bytes = min(GROUP_BYTES, self._shard_bytes)
         self._shards: dict[Split, _Shard] = {}
 
     def add(self, document: Document) -> None:
@@ -108,7 +111,7 @@ class Writer:
         if shard.writer is None:
             shard.number += 1
             shard.writer = pq.ParquetWriter(
-                self._folder / f"{split}-{shard.number:05d}.parquet",
+                shard_path(self._folder, split, shard.number),
                 SCHEMA,
                 compression="zstd",
                 use_dictionary=["source"],
@@ -150,7 +153,7 @@ def shards(folder: Path) -> dict[Split, list[Path]]:
             split: Split = match[1]  # type: ignore[assignment]
             if int(match[2]) != len(found[split]):
                 raise UserError(
-                    f"{folder / f'{split}-{len(found[split]):05d}.parquet'} is missing, but "
+                    f"{shard_path(folder, split, len(found[split]))} is missing, but "
                     f"{path.name} is there",
                     hint="delete the folder and run the stage again",
                     exit_code=BAD_DATA,
@@ -170,10 +173,15 @@ def read(folder: Path, split: Split | None = None) -> Iterator[Document]:
     for name, paths in shards(folder).items():
         if split in (None, name):
             for path in paths:
-                yield from _read_shard(path, name)
+                yield from read_shard(path)
 
 
-def _read_shard(path: Path, split: Split) -> Iterator[Document]:
+def read_shard(path: Path) -> Iterator[Document]:
+    """Yield the documents of one shard file; a row group of ``GROUP_BYTES`` is held at a time.
+
+    Raises UserError where it is truncated, damaged or of other columns.
+    """
+    split = split_of(path)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             if not file.schema_arrow.equals(SCHEMA):
@@ -187,11 +195,47 @@ def _read_shard(path: Path, split: Split) -> Iterator[Document]:
                 for id_, text, source, origin in zip(*columns.values(), strict=True):
                     yield Document(id_, text, source, split, origin)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path} is damaged: {error}",
-            hint="delete its folder and run the stage that writes it again",
-            exit_code=BAD_DATA,
-        ) from None
+        raise _damaged(path, error) from None
+
+
+def count_rows(path: Path) -> int:
+    """Documents of one shard, from its footer alone. Raises UserError where that is damaged."""
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def split_of(path: Path) -> Split:
+    """The split that a shard's name tells."""
+    match = _SHARD.fullmatch(path.name)
+    assert match, f"{path} is no shard"
+    return match[1]  # type: ignore[return-value]
+
+
+def link_shards(paths: Iterable[Path], folder: Path) -> None:
+    """Put shards, in this order, into a folder as ``<split>-00000.parquet`` and so on.
+
+    They are linked, not copied: the same bytes stand in both places until one is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers: dict[Split, int] = {}
+    for path in paths:
+        split = split_of(path)
+        numbers[split] = number = numbers.get(split, -1) + 1
+        link_or_copy(path, shard_path(folder, split, number))
+
+
+def shard_path(folder: Path, split: Split, number: int) -> Path:
+    return folder / f"{split}-{number:05d}.parquet"
+
+
+def _damaged(path: Path, why: object) -> UserError:
+    return UserError(
+        f"{path} is damaged: {why}",
+        hint="delete its folder and run the stage that writes it again",
+        exit_code=BAD_DATA,
+    )
 
 
 def _columns(schema: pa.Schema) -> str:

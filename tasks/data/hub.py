@@ -9,20 +9,26 @@ Both give the same rows in the same order, so a recipe need not know which one i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from tasks.data.local import file_facts, parquet_rows
-from tasks.data.rows import Row, labels
+from tasks.data.local import file_facts
+from tasks.data.parquet import parquet_length, parquet_rows
+from tasks.data.rows import Place, Row, labels
 from tasks.errors import NO_INPUT, UNAVAILABLE, UserError, nearest
 from tasks.recipe import Hub, Split
+from tasks.shardwise import identity
 
+_MARK_ROWS, _MARKS = 1000, 8  # how often the stream's state is noted, and how many are kept
 WAITS = (2.0, 8.0)  # seconds between attempts, atop the hub client's own back-off within each
 
 
 class HubReader:
     """A dataset of the hub at a pinned revision."""
+
+    resumable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -40,22 +46,27 @@ class HubReader:
         """
         self._hub, self._where, self._sleep = hub, where, sleep
         self._load = load or _load_dataset
+        self._marks: list[list[Any]] = []  # row, and the state of the stream before it
 
     @property
     def splits(self) -> list[Split]:
         return list(self._hub.splits)
 
-    def rows(self, split: Split) -> Iterator[Row]:
-        """The rows of a split, in the dataset's order.
+    def rows(self, split: Split, start: Place = (0, 0), mark: Any = None) -> Iterator[Row]:
+        """The rows of a split, in the dataset's order, from ``start`` on.
 
         A connection that breaks is taken up again at the row it had reached. Raises UserError:
         exit code 69 where the hub does not answer, 66 where it does not have the dataset.
+
+        Args:
+            mark: what ``mark`` gave for that place, so that the files before it are not read.
         """
-        done, failures = 0, 0
+        done, failures = start[1], 0
+        self._marks = [mark] if mark else []
         while True:
             try:
                 for values in self._open(split, done):
-                    yield _row(self._hub, split, values, done)
+                    yield _row(self._hub, split, values, (0, done), done)
                     done, failures = done + 1, 0
                 return
             except Exception as error:
@@ -69,7 +80,13 @@ class HubReader:
                 self._sleep(WAITS[failures])
                 failures += 1
 
-    def _open(self, split: Split, skip: int) -> Iterable[dict[str, Any]]:
+    def mark(self, place: Place) -> Any:
+        """JSON: the last state of the stream, with its row, at or before a place; or None."""
+        before = [mark for mark in self._marks if mark[0] <= place[1]]
+        return before[-1] if before else None
+
+    def _open(self, split: Split, skip: int) -> Iterator[dict[str, Any]]:
+        """The stream from row ``skip`` on: from a state of it (its file) where there is one."""
         dataset = self._load(
             self._hub.id,
             self._hub.config,
@@ -77,7 +94,16 @@ class HubReader:
             revision=self._hub.revision,
             streaming=True,
         )
-        return dataset.skip(skip) if skip else dataset
+        mark = self.mark((0, skip))
+        if mark:
+            dataset.load_state_dict(mark[1])
+            rows = islice(dataset, skip - mark[0], None)
+        else:
+            rows = iter(dataset.skip(skip) if skip else dataset)
+        for done, values in enumerate(rows, start=skip + 1):
+            yield values
+            if done % _MARK_ROWS == 0 and hasattr(dataset, "state_dict"):
+                self._marks = [*self._marks[1 - _MARKS :], [done, dataset.state_dict()]]
 
     def _unreachable(self, error: Exception) -> UserError:
         return UserError(
@@ -99,12 +125,17 @@ class HubReader:
             exit_code=NO_INPUT,
         )
 
+    def identity(self) -> Any:
+        return _address(self._hub)
+
     def provenance(self) -> dict[str, Any]:
         return {"kind": "hub"} | _address(self._hub)
 
 
 class MirrorReader:
     """A folder that stands in for the hub, laid out as ``<id>/<config>/<split>-*.parquet``."""
+
+    resumable: ClassVar[bool] = True
 
     def __init__(self, hub: Hub, mirror: Path, where: str) -> None:
         """Raises UserError (exit code 66) listing what the mirror has, where it lacks a split."""
@@ -150,13 +181,23 @@ class MirrorReader:
             exit_code=NO_INPUT,
         )
 
-    def rows(self, split: Split) -> Iterator[Row]:
-        """The rows of a split, in the order of the files' names."""
-        number = 0
-        for path in self._paths[split]:
-            for values in parquet_rows(self._mirror / path):
-                yield _row(self._hub, split, values, number)
-                number += 1
+    def rows(self, split: Split, start: Place = (0, 0), mark: Any = None) -> Iterator[Row]:
+        """The rows of a split, in the order of the files' names, from ``start`` on."""
+        before = 0
+        for number, path in enumerate(self._paths[split]):
+            full = self._mirror / path
+            if number >= start[0]:
+                skip = start[1] if number == start[0] else 0
+                for row, values in parquet_rows(full, skip):
+                    yield _row(self._hub, split, values, (number, row), before + row)
+            before += parquet_length(full)
+
+    def mark(self, place: Place) -> Any:
+        return None
+
+    def identity(self) -> Any:
+        files = [self._mirror / path for paths in self._paths.values() for path in paths]
+        return [_address(self._hub), identity(files)]
 
     def provenance(self) -> dict[str, Any]:
         """The dataset's address, and bytes and SHA-256 of each file that stood in for it."""
@@ -171,9 +212,9 @@ class MirrorReader:
         }
 
 
-def _row(hub: Hub, split: Split, values: dict[str, Any], number: int) -> Row:
+def _row(hub: Hub, split: Split, values: dict[str, Any], place: Place, number: int) -> Row:
     origin = {"dataset": hub.id, "config": hub.config, "split": hub.splits[split], "row": number}
-    return Row(values, origin | labels(values))
+    return Row(values, origin | labels(values), place)
 
 
 def _address(hub: Hub) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from email.parser import BytesParser
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from tasks.data.rows import Row
+from tasks.data.rows import Place, Row
 from tasks.recipe import Split
 from tasks.workers import map_ordered
 
@@ -57,6 +57,7 @@ class InstalledReader:
     """The documentation of the standard library, or of the installed packages."""
 
     splits: ClassVar[list[Split]] = ["train"]
+    resumable: ClassVar[bool] = False  # seconds of work, and what it reads is an installation
 
     def __init__(self, kind: Kind) -> None:
         self._kind: Kind = kind
@@ -64,9 +65,9 @@ class InstalledReader:
         self._files = 0
         self._unread: list[str] = []
 
-    def rows(self, split: Split) -> Iterator[Row]:
+    def rows(self, split: Split, start: Place = (0, 0), mark: Any = None) -> Iterator[Row]:
         """One row a text, with the column ``text``; the same installation, the same rows."""
-        assert split == "train"
+        assert split == "train" and start == (0, 0)
         if self._kind == "stdlib":
             yield from _topics()
         for root in self._roots:
@@ -82,6 +83,12 @@ class InstalledReader:
                         self._unread.append(name)
                     for text in texts or []:
                         yield Row({"text": text.text}, {"file": name, "name": text.name})
+
+    def mark(self, place: Place) -> Any:
+        return None
+
+    def identity(self) -> Any:
+        return self._kind
 
     def provenance(self) -> dict[str, Any]:
         """Which Python and packages; how many files were looked at, and which could not be read."""

@@ -5,17 +5,22 @@ from __future__ import annotations
 import csv
 import glob
 import json
-import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, ClassVar
 
+from tasks.data.documents import MOST_BYTES
 from tasks.data.encoding import Decoded, decode, refuse_binary, repair
-from tasks.data.rows import Row, labels
+from tasks.data.parquet import parquet_rows
+from tasks.data.rows import Place, Row, labels
 from tasks.errors import BAD_DATA, NO_INPUT, UserError
 from tasks.files import sha256_file
 from tasks.recipe import SPLITS, Files, Split
+from tasks.shardwise import identity
 
+MOST_LINE_BYTES = 4 * MOST_BYTES  # a line of JSON has other columns and escapes
+_PIECE_BYTES = 1_000_000
 _ENDINGS = {
     ".txt": "txt",
     ".text": "txt",
@@ -33,12 +38,13 @@ _ENDINGS = {
 class LocalReader:
     """The files of a source, by glob relative to the folder of params.yaml."""
 
+    resumable: ClassVar[bool] = True
+
     def __init__(self, files: Files, root: Path, where: str) -> None:
         """Raises UserError: no file matches (exit code 66), an unknown ending, one file twice."""
         self._files, self._root, self._where = files, root, where
         self._paths = {split: self._matches(split) for split in SPLITS if getattr(files, split)}
         self._refuse_shared()
-        self._repaired_bytes = 0
 
     @property
     def splits(self) -> list[Split]:
@@ -73,14 +79,18 @@ class LocalReader:
                     )
                 seen[path] = split
 
-    def rows(self, split: Split) -> Iterator[Row]:
-        """The rows of a split, file by file in the order of their names.
+    def rows(self, split: Split, start: Place = (0, 0), mark: Any = None) -> Iterator[Row]:
+        """The rows of a split, file by file in the order of their names, from ``start`` on.
 
         Raises UserError naming file and line for whatever cannot be read.
         """
-        for path in self._paths[split]:
+        for number, path in enumerate(self._paths[split]):
+            if number < start[0]:
+                continue
+            skip = start[1] if number == start[0] else 0
             try:
-                yield from self._read(path)(path)
+                for row in self._read(path)(path, skip):
+                    yield replace(row, place=(number, row.place[1]))
             except PermissionError:
                 raise UserError(
                     "no permission to read this file",
@@ -88,7 +98,14 @@ class LocalReader:
                     exit_code=NO_INPUT,
                 ) from None
 
-    def _read(self, path: str) -> Callable[[str], Iterator[Row]]:
+    def mark(self, place: Place) -> Any:
+        return None
+
+    def identity(self) -> Any:
+        paths = [path for paths in self._paths.values() for path in paths]
+        return [paths, identity(self._root / path for path in paths)]
+
+    def _read(self, path: str) -> Callable[[str, int], Iterator[Row]]:
         kind: str = self._files.format
         if kind == "auto":
             kind = _ENDINGS.get(Path(path).suffix.lower(), "")
@@ -101,7 +118,7 @@ class LocalReader:
                 )
         if kind != "parquet":
             refuse_binary(self._root / path)
-        readers: dict[str, Callable[[str], Iterator[Row]]] = {
+        readers: dict[str, Callable[[str, int], Iterator[Row]]] = {
             "txt": self._text,
             "lines": self._lines,
             "jsonl": self._json_lines,
@@ -110,31 +127,65 @@ class LocalReader:
         }
         return readers[kind]
 
-    def _row(self, values: dict[str, Any], origin: dict[str, Any], decoded: Decoded) -> Row:
-        self._repaired_bytes += 0 if decoded.skip else decoded.repaired
-        return Row(values, origin | labels(values), bad_encoding=decoded.skip)
+    def _row(
+        self, values: dict[str, Any], origin: dict[str, Any], number: int, decoded: Decoded
+    ) -> Row:
+        """A row of a file; ``number`` counts what could be skipped before it."""
+        return Row(
+            values,
+            origin | labels(values),
+            (0, number),
+            dropped="encoding" if decoded.skip else None,
+            repaired=0 if decoded.skip else decoded.repaired,
+        )
 
-    def _text(self, path: str) -> Iterator[Row]:
+    def _text(self, path: str, skip: int) -> Iterator[Row]:
         full = self._root / path
+        if skip:
+            return
+        if (size := full.stat().st_size) > MOST_BYTES:
+            raise UserError(
+                f"would be one document of {size:,} bytes; the most is {MOST_BYTES:,}",
+                where=str(full),
+                hint="set files.format to lines, where each line is a document, or split the file",
+                exit_code=BAD_DATA,
+            )
         decoded = decode(full.read_bytes(), self._files.encoding_errors, str(full))
-        yield self._row({"text": decoded.text}, {"file": path}, decoded)
+        yield self._row({"text": decoded.text}, {"file": path}, 0, decoded)
 
-    def _lines(self, path: str) -> Iterator[Row]:
-        for number, decoded in self._decoded_lines(path):
-            yield self._row({"text": decoded.text}, {"file": path, "line": number}, decoded)
+    def _lines(self, path: str, skip: int) -> Iterator[Row]:
+        for number, line in self._decoded_lines(path, skip):
+            if isinstance(line, Row):
+                yield line
+            else:
+                origin = {"file": path, "line": number}
+                yield self._row({"text": line.text}, origin, number - 1, line)
 
-    def _decoded_lines(self, path: str) -> Iterator[tuple[int, Decoded]]:
-        """Lines with their numbers, blank ones left out; only a line feed ends a line."""
+    def _decoded_lines(self, path: str, skip: int) -> Iterator[tuple[int, Decoded | Row]]:
+        """Lines with their numbers, blank ones left out; only a line feed ends a line.
+
+        One that is too long to hold comes as a row that says so.
+        """
         full = self._root / path
         with open(full, "rb") as handle:
-            for number, raw in enumerate(handle, start=1):
+            for number, raw, size in _bounded_lines(handle):
+                if number <= skip:
+                    continue
+                if size > MOST_LINE_BYTES:
+                    shown = {"text": raw[:1000].decode(errors="replace")}
+                    origin = {"file": path, "line": number}
+                    yield number, Row(shown, origin, (0, number - 1), "too_long", size)
+                    continue
                 where = f"{full}:{number}"
                 decoded = decode(raw.rstrip(b"\r\n"), self._files.encoding_errors, where)
                 if decoded.text.strip():
                     yield number, decoded
 
-    def _json_lines(self, path: str) -> Iterator[Row]:
-        for number, decoded in self._decoded_lines(path):
+    def _json_lines(self, path: str, skip: int) -> Iterator[Row]:
+        for number, decoded in self._decoded_lines(path, skip):
+            if isinstance(decoded, Row):
+                yield decoded
+                continue
             where = f"{self._root / path}:{number}"
             try:
                 values = json.loads(decoded.text)
@@ -151,19 +202,20 @@ class LocalReader:
                     where=where,
                     exit_code=BAD_DATA,
                 )
-            yield self._row(values, {"file": path, "line": number}, decoded)
+            yield self._row(values, {"file": path, "line": number}, number - 1, decoded)
 
-    def _csv(self, path: str) -> Iterator[Row]:
+    def _csv(self, path: str, skip: int) -> Iterator[Row]:
         full = self._root / path
-        csv.field_size_limit(sys.maxsize)
+        csv.field_size_limit(MOST_LINE_BYTES)
         tabs = full.suffix.lower() == ".tsv"
         with open(full, encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
-            reader = csv.reader(handle, delimiter="\t" if tabs else ",", strict=True)
+            lines = iter(lambda: handle.readline(MOST_LINE_BYTES + 1), "")
+            reader = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
             try:
                 header = next(reader, [])
-                for cells in reader:
+                for number, cells in enumerate(reader):
                     where = f"{full}:{reader.line_num}"
-                    if not cells:
+                    if not cells or number < skip:
                         continue
                     if len(cells) != len(header):
                         raise UserError(
@@ -177,21 +229,25 @@ class LocalReader:
                     whole = Decoded(
                         "", sum(f.repaired for f in fields), any(f.skip for f in fields)
                     )
-                    yield self._row(values, {"file": path, "line": reader.line_num}, whole)
+                    origin = {"file": path, "line": reader.line_num}
+                    yield self._row(values, origin, number, whole)
             except csv.Error as error:
                 raise UserError(
-                    f"not CSV: {error}", where=f"{full}:{reader.line_num}", exit_code=BAD_DATA
+                    f"not CSV: {error}",
+                    where=f"{full}:{reader.line_num}",
+                    hint="look for a quote that is not closed; separator, quotes and line ends "
+                    "are those of RFC 4180",
+                    exit_code=BAD_DATA,
                 ) from None
 
-    def _parquet(self, path: str) -> Iterator[Row]:
-        for number, values in enumerate(parquet_rows(self._root / path)):
-            yield self._row(values, {"file": path, "row": number}, Decoded(""))
+    def _parquet(self, path: str, skip: int) -> Iterator[Row]:
+        for number, values in parquet_rows(self._root / path, skip):
+            yield self._row(values, {"file": path, "row": number}, number, Decoded(""))
 
     def provenance(self) -> dict[str, Any]:
-        """Every file of every split, with its bytes and SHA-256, and what was not UTF-8."""
+        """Every file of every split, with its bytes and SHA-256."""
         return {
             "kind": "files",
-            "repaired_bytes": self._repaired_bytes,
             "files": [
                 {"split": split} | file_facts(self._root, path)
                 for split, paths in self._paths.items()
@@ -200,19 +256,19 @@ class LocalReader:
         }
 
 
-def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet file as plain values. Raises UserError for one that is damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(1024):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"not a readable parquet file: {error}", where=str(path), exit_code=BAD_DATA
-        ) from None
+def _bounded_lines(handle: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
+    """Number, beginning and bytes of each line; of a longer one than fits only the beginning."""
+    number = 0
+    while raw := handle.readline(MOST_LINE_BYTES + 1):
+        number += 1
+        size = last = len(raw)
+        if size > MOST_LINE_BYTES:
+            ended, raw = raw.endswith(b"\n"), raw[:1000]
+            while not ended and last:
+                piece = handle.readline(_PIECE_BYTES)
+                last, ended = len(piece), piece.endswith(b"\n")
+                size += last
+        yield number, raw, size
 
 
 def file_facts(root: Path, path: str) -> dict[str, Any]:

@@ -11,33 +11,42 @@ Broder 1997, https://doi.org/10.1109/SEQUEN.1997.666900
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 from tasks.data.shingles import Hashes, Shingles, mixed
 
+RECALL = 0.995  # of pairs at the threshold itself; of those above it, more
+NOISE = 0.1  # most candidates among pairs of half the threshold: each is verified for nothing
+MOST_HASHES = 512
 _SEED = np.uint64(0x6D696E68617368)
 _HALF = np.uint64(32)
+_NOTHING = np.uint32(2**32 - 1)
 
 
 def signatures(shingles: Shingles, count: int) -> npt.NDArray[np.uint32]:
     """``count`` MinHash values of each document, (documents, count).
 
-    The hashes are x -> a x + b modulo 2^32 of the shingle's upper half; a chance collision there
-    only makes one candidate more. Documents without shingles have a row of all ones.
+    The hashes are x -> a x modulo 2^32, a odd, of the shingle's upper half, which is mixed already;
+    a chance collision there only makes one candidate more. Documents without shingles have a row of
+    all ones. Fastest where the shingles are those of one block of text, which stay in the cache.
     """
-    random = (mixed(np.arange(2 * count, dtype=np.uint64) + _SEED) >> _HALF).astype(np.uint32)
-    factors, offsets = random[:count] | np.uint32(1), random[count:]
+    random = mixed(np.arange(count, dtype=np.uint64) + _SEED)
+    factors = (random >> _HALF).astype(np.uint32) | np.uint32(1)
     sizes = np.diff(shingles.bounds)
-    result = np.full((count, len(sizes)), 2**32 - 1, np.uint32)
+    result = np.full((count, len(sizes)), _NOTHING, np.uint32)
     filled = np.flatnonzero(sizes)
     if filled.size:
+        starts = shingles.bounds[filled]
+        least = np.empty((count, len(filled)), np.uint32)
         values = (shingles.hashes >> _HALF).astype(np.uint32)
         hashed = np.empty_like(values)
-        for row, (factor, offset) in enumerate(zip(factors, offsets, strict=True)):
+        for row, factor in zip(least, factors, strict=True):
             np.multiply(values, factor, out=hashed)
-            hashed += offset
-            result[row, filled] = np.minimum.reduceat(hashed, shingles.bounds[filled])
+            np.minimum.reduceat(hashed, starts, out=row)
+        result[:, filled] = least
     return result.T
 
 
@@ -52,3 +61,21 @@ def band_keys(signature: npt.NDArray[np.uint32], bands: int, rows: int) -> Hashe
 def candidate_chance(similarity: float, bands: int, rows: int) -> float:
     """The chance that two documents of that Jaccard similarity are candidates."""
     return float(1 - (1 - similarity**rows) ** bands)
+
+
+def bands_for(threshold: float) -> tuple[int, int]:
+    """Bands and rows that find ``RECALL`` of the pairs at a Jaccard threshold.
+
+    The fewest hashes that leave all but ``NOISE`` of the pairs of half that similarity alone, or,
+    where ``MOST_HASHES`` do not suffice for that, those that leave most of them alone.
+    """
+    best = (1, 1)
+    for rows in range(1, 65):
+        share = threshold**rows
+        bands = 1 if share >= RECALL else math.ceil(math.log1p(-RECALL) / math.log1p(-share))
+        if rows > 1 and bands * rows > MOST_HASHES:
+            break
+        best = (bands, rows)
+        if candidate_chance(threshold / 2, bands, rows) <= NOISE:
+            break
+    return best

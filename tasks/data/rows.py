@@ -25,6 +25,9 @@ _INDEX = re.compile(r"\[([^\[\]]+)\]")
 _TITLE = re.compile(r"\s*= (?!= )(\S.*?)(?<! =) =\s*")
 
 
+Place = tuple[int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row of a source: its columns, and where it stands.
@@ -32,12 +35,19 @@ class Row:
     Attributes:
         values: column -> value.
         origin: what is written into the document, e.g. ``{"file": "a.jsonl", "line": 3}``.
-        bad_encoding: the row holds bytes that are not UTF-8 and the recipe says to skip such.
+        place: file and row within it, counted from 0: where reading this split would begin again.
+        dropped: why the row makes no document: ``encoding`` (it holds bytes that are not UTF-8 and
+            the recipe says to skip such), ``too_long``; its values are what is shown of it.
+        size: bytes of a row that was too long to hold.
+        repaired: bytes in it that were not UTF-8 and were read as cp1252.
     """
 
     values: dict[str, Any]
     origin: dict[str, Any]
-    bad_encoding: bool = False
+    place: Place = (0, 0)
+    dropped: str | None = None
+    size: int | None = None
+    repaired: int = 0
 
     @property
     def where(self) -> str:

@@ -1,16 +1,18 @@
 """Texts as sets of numbers: a hash of every run of n words, computed over one byte buffer.
 
-    texts -> lower case -> bytes -> words (letters and digits) -> 64-bit word hashes
-          -> 64-bit hashes of every n words in a row (shingles), document by document
+    texts -> UTF-8 -> lower case, 0 where no letter or digit stands -> words, 8 bytes at a time
+          -> 64-bit word hashes -> 64-bit hashes of every n words in a row (shingles)
 
 No Python object is made for a word: in Python it is the making of shingles that costs, not their
-hashing. Hashes are polynomials modulo 2^64, whose value over any stretch of a buffer is a
-difference of two prefix sums, and are the same on every machine.
+hashing. A word of up to 8 bytes is one 64-bit number, read where it stands; texts are worked on in
+blocks that stay in a core's cache. Hashes are the same on every machine.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,14 +20,20 @@ import numpy.typing as npt
 
 Hashes = npt.NDArray[np.uint64]
 Bounds = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
 
-_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
-_BASE_INVERSE = pow(_BASE, -1, 2**64)
-_WORD_BASE = np.uint64(0xD1B54A32D192ED03)
-# ASCII letters and digits, and all bytes of other characters: those that are no letters were
-# replaced before
-_IS_WORD = np.array([chr(b).isalnum() or b >= 0x80 for b in range(256)])
-_NOT_WORD = re.compile(r"[^\x00-\x7f\w]+")
+BLOCK_BYTES = 1 << 18  # of text; what is made of it on the way fits a cache of 1 MiB
+_WORD_BASE = 0xD1B54A32D192ED03  # odd
+_LONGEST = 64  # bytes of a word that are read 8 at a time
+# ASCII: letters in lower case, digits, 0 for all others; bytes of other characters as they are
+_PLAIN = bytes(ord(chr(b).lower()) if chr(b).isalnum() else 0 for b in range(128))
+_PLAIN += bytes(range(128, 256))
+_MASKS = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)
+_KNOWN, _IS_WORD, _CHANGES = 1, 2, 4
+_WORD = re.compile(r"\w")
+# by code point, filled as characters are met: whether it is a letter or digit, and whether the
+# lower case of it is another character
+_kinds = np.zeros(0x110000, np.uint8)
 
 
 def mixed(hashes: Hashes) -> Hashes:
@@ -33,12 +41,12 @@ def mixed(hashes: Hashes) -> Hashes:
 
     The finaliser of SplitMix64: Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195
     """
-    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))
-
-
-_BYTE_VALUES = mixed(np.arange(1, 257, dtype=np.uint64) * np.uint64(_BASE))
+    hashes = hashes ^ (hashes >> np.uint64(30))
+    hashes *= np.uint64(0xBF58476D1CE4E5B9)
+    hashes ^= hashes >> np.uint64(27)
+    hashes *= np.uint64(0x94D049BB133111EB)
+    hashes ^= hashes >> np.uint64(31)
+    return hashes
 
 
 class Shingles(NamedTuple):
@@ -51,52 +59,168 @@ class Shingles(NamedTuple):
         return self.hashes[self.bounds[document] : self.bounds[document + 1]]
 
 
-def word_hashes(texts: list[str]) -> Shingles:
-    """The hash of every word of every text, in order; a text may have none."""
-    lowered = [text.lower() for text in texts]
-    plain = [t if t.isascii() else _NOT_WORD.sub(" ", t) for t in lowered]
-    encoded = [text.encode() for text in plain]
-    buffer = np.frombuffer(b" ".join([*encoded, b""]), np.uint8)
-    text_starts = np.cumsum([0] + [len(text) + 1 for text in encoded])
-    is_word = np.concatenate(([False], _IS_WORD[buffer], [False]))
-    edges = np.flatnonzero(is_word[1:] != is_word[:-1])
-    starts, ends = edges[::2], edges[1::2]
-    sums = np.zeros(len(buffer) + 1, np.uint64)
-    np.cumsum(_BYTE_VALUES[buffer] * _powers(_BASE, len(buffer)), out=sums[1:])
-    hashes = (sums[ends] - sums[starts]) * _powers(_BASE_INVERSE, len(buffer) + 1)[starts]
-    return Shingles(mixed(hashes), np.searchsorted(starts, text_starts))
-
-
-def _powers(base: int, count: int) -> Hashes:
-    powers = np.full(count, base, np.uint64)
-    powers[:1] = 1
-    return np.cumprod(powers)
-
-
 def shingles(texts: list[str], n: int) -> Shingles:
     """The hash of every run of ``n`` words within each text.
 
     A text of fewer words has one shingle, of them all; a text without words has none.
     """
-    hashes, bounds = word_hashes(texts)
-    counts = np.diff(bounds)
-    padded = np.maximum(counts, n) * (counts > 0)  # a short text is filled up with the word 0
-    starts = np.concatenate(([0], np.cumsum(padded)))
-    filled = np.zeros(starts[-1], np.uint64)
-    filled[np.arange(len(hashes)) + np.repeat(starts[:-1] - bounds[:-1], counts)] = hashes
-    runs = np.maximum(padded - n + 1, 0)
-    new_bounds = np.concatenate(([0], np.cumsum(runs)))
-    first = np.arange(new_bounds[-1]) + np.repeat(starts[:-1] - new_bounds[:-1], runs)
-    rolled = np.zeros(max(0, len(filled) - n + 1), np.uint64)
-    for k in range(n):
-        rolled *= _WORD_BASE
-        rolled += filled[k : k + len(rolled)]
-    return Shingles(mixed(rolled[first]), new_bounds)
+    return _joined([_runs(_word_hashes(block), n) for block in _blocks(texts)])
+
+
+def word_hashes(texts: list[str]) -> Shingles:
+    """The hash of every word of every text, in order; a text may have none."""
+    return _joined([_word_hashes(block) for block in _blocks(texts)])
 
 
 def jaccard(a: Hashes, b: Hashes) -> float:
     """Similarity of two sets, each a sorted array without repeats: shared / all, in [0, 1]."""
     if not len(a) or not len(b):
         return 0.0
-    shared = np.intersect1d(a, b, assume_unique=True).size
+    both = np.concatenate((a, b))
+    both.sort()
+    shared = int(np.count_nonzero(both[1:] == both[:-1]))
     return shared / (len(a) + len(b) - shared)
+
+
+def _blocks(texts: list[str]) -> Iterator[list[str]]:
+    first, held = 0, 0
+    for number, text in enumerate(texts):
+        held += len(text)
+        if held >= BLOCK_BYTES:
+            yield texts[first : number + 1]
+            first, held = number + 1, 0
+    if first < len(texts) or not texts:
+        yield texts[first:]
+
+
+def _joined(blocks: list[Shingles]) -> Shingles:
+    if len(blocks) == 1:
+        return blocks[0]
+    ends = np.cumsum([len(block.hashes) for block in blocks])
+    starts = ends - [len(block.hashes) for block in blocks]
+    bounds = [block.bounds[:-1] + start for block, start in zip(blocks, starts, strict=True)]
+    return Shingles(
+        np.concatenate([block.hashes for block in blocks]), np.concatenate([*bounds, ends[-1:]])
+    )
+
+
+def _word_hashes(texts: list[str]) -> Shingles:
+    buffer, text_starts = _plain(texts)
+    is_word = buffer != 0
+    edges = np.flatnonzero(is_word[1:] != is_word[:-1])
+    edges += 1
+    starts, lengths = edges[::2].copy(), edges[1::2] - edges[::2]
+    hashes = _eight_bytes(buffer, starts, lengths)
+    longer = np.flatnonzero(lengths > 8)
+    for offset in range(8, _LONGEST, 8):
+        if longer.size:
+            found = _eight_bytes(buffer, starts[longer] + offset, lengths[longer] - offset)
+            hashes[longer] = mixed(hashes[longer]) + found
+            longer = longer[lengths[longer] > offset + 8]
+    for i in longer:
+        word = buffer[starts[i] : starts[i] + lengths[i]].tobytes()
+        hashes[i] = int.from_bytes(hashlib.blake2b(word, digest_size=8).digest(), "little")
+    return Shingles(mixed(hashes), np.searchsorted(starts, text_starts))
+
+
+def _plain(texts: list[str]) -> tuple[Bytes, Bounds]:
+    """One buffer of all texts with a 0 before, between and behind them, and where each begins."""
+    encoded = [text.encode() for text in texts]
+    buffer, starts = _buffer(encoded)
+    if not all(map(str.isascii, texts)):
+        places, kinds = _other_characters(buffer)
+        if (kinds & _CHANGES).any():
+            changed = np.searchsorted(starts, places[(kinds & _CHANGES) > 0], side="right") - 1
+            for i in np.unique(changed).tolist():
+                encoded[i] = texts[i].lower().encode()
+            buffer, starts = _buffer(encoded)
+            places, kinds = _other_characters(buffer)
+        gone = places[(kinds & _IS_WORD) == 0]
+        widths = 2 + (buffer[gone] >= 0xE0).astype(np.int64) + (buffer[gone] >= 0xF0)
+        for k in range(4):
+            buffer[gone[widths > k] + k] = 0
+    return buffer, starts
+
+
+def _buffer(encoded: list[bytes]) -> tuple[Bytes, Bounds]:
+    joined = bytearray(b"\0".join([b"", *encoded, bytes(24)])).translate(_PLAIN)
+    sizes = np.array([1, *map(len, encoded)], np.int64)
+    sizes[1:] += 1
+    # whole 8-byte numbers, and one more than a word that ends the texts needs
+    return np.frombuffer(joined, np.uint8, len(joined) // 8 * 8), np.cumsum(sizes)
+
+
+def _other_characters(buffer: Bytes) -> tuple[Bounds, Bytes]:
+    """Where the characters beyond ASCII begin, and their kinds."""
+    places = np.flatnonzero(buffer >= 0xC0)
+    lead = buffer[places].astype(np.int32)
+    following = [buffer[places + k].astype(np.int32) & 0x3F for k in (1, 2, 3)]
+    two = (lead & 0x1F) << 6 | following[0]
+    three = (lead & 0x0F) << 12 | following[0] << 6 | following[1]
+    four = (lead & 0x07) << 18 | following[0] << 12 | following[1] << 6 | following[2]
+    points = np.where(lead < 0xE0, two, np.where(lead < 0xF0, three, four))
+    kinds = _kinds[points]
+    if not kinds.all():
+        for point in np.unique(points[kinds == 0]).tolist():
+            character = chr(point)
+            word = _IS_WORD if _WORD.match(character) else 0
+            changes = _CHANGES if character.lower() != character else 0
+            _kinds[point] = _KNOWN | word | changes
+        kinds = _kinds[points]
+    return places, kinds
+
+
+def _eight_bytes(buffer: Bytes, starts: Bounds, lengths: Bounds) -> Hashes:
+    """The up to 8 bytes that stand at each start, as one little-endian number."""
+    numbers = buffer.view("<u8")
+    shifts = (starts & 7).astype(np.uint64)
+    shifts <<= np.uint64(3)
+    places = starts >> 3
+    found: Hashes = numbers[places]
+    found >>= shifts
+    places += 1
+    rest = numbers[places]
+    shifts ^= np.uint64(63)  # 63 - shift: two steps, for no shift by 64 is defined
+    rest <<= np.uint64(1)
+    rest <<= shifts
+    found |= rest
+    found &= _MASKS[np.minimum(lengths, 8)]
+    return found
+
+
+def _runs(words: Shingles, n: int) -> Shingles:
+    """Polynomials of every n words in a row, mixed."""
+    counts = np.diff(words.bounds)
+    hashes, bounds = words if not ((counts > 0) & (counts < n)).any() else _filled(words, n)
+    rolled = _polynomials(hashes, n)
+    inner = bounds[1:-1]
+    inner = inner[(inner > 0) & (inner < len(hashes))]
+    within = np.ones(len(rolled), bool)  # no text ends within the run
+    for k in range(1, n):
+        within[inner - k] = False
+    runs = np.maximum(np.diff(bounds) - n + 1, 0)
+    return Shingles(mixed(rolled[within]), np.concatenate(([0], np.cumsum(runs))))
+
+
+def _filled(words: Shingles, n: int) -> Shingles:
+    """The same words, with short texts filled up to ``n`` with the word 0."""
+    counts = np.diff(words.bounds)
+    padded = np.where(counts > 0, np.maximum(counts, n), 0)
+    bounds = np.concatenate(([0], np.cumsum(padded)))
+    hashes = np.zeros(bounds[-1], np.uint64)
+    moved = np.repeat(bounds[:-1] - words.bounds[:-1], counts)
+    hashes[np.arange(len(words.hashes)) + moved] = words.hashes
+    return Shingles(hashes, bounds)
+
+
+def _polynomials(hashes: Hashes, n: int) -> Hashes:
+    """sum of h[i + k] base^(n - 1 - k) for every i, modulo 2^64, by doubling the length."""
+    total, width = hashes, 1
+    for bit in bin(n)[3:]:
+        power = np.uint64(pow(_WORD_BASE, width, 2**64))
+        total, width = total[: max(0, len(total) - width)] * power + total[width:], 2 * width
+        if bit == "1":
+            total = total[: max(0, len(total) - 1)] * np.uint64(_WORD_BASE)
+            total += hashes[width : width + len(total)]
+            width += 1
+    return total

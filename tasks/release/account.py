@@ -22,10 +22,19 @@ from tasks.workspace import Workspace
 
 @dataclass(frozen=True)
 class Draw:
-    """What one phase reads of one source."""
+    """What one phase reads of one source.
+
+    Attributes:
+        tokens: padding included.
+        epochs: passes over it.
+        padding: positions that hold no target.
+        cut: share of its documents that an epoch cuts; None where the mix does not say.
+    """
 
     tokens: int
     epochs: float
+    padding: int = 0
+    cut: float | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,14 @@ def _draws(mixes: dict[str, Any], source: str) -> Iterator[tuple[str, Draw]]:
     for phase, mix in mixes.items():
         for part in mix["sources"]:
             if part["name"] == source:
-                yield phase, Draw(int(part["tokens"]), float(part["epochs"]))
+                facts = mix.get("ledger", {}).get("packing", {}).get("sources", {}).get(source)
+                yield phase, Draw(int(part["tokens"]), float(part["epochs"]), *_packing(facts))
+
+
+def _packing(facts: dict[str, int] | None) -> tuple[int, float | None]:
+    if facts is None:
+        return 0, None
+    return facts["padding"], facts["cut_documents"] / max(1, facts["documents"])
 
 
 def ledger_summary(workspace: Workspace, recipe: Recipe) -> str:

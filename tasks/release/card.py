@@ -12,10 +12,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from model import ModelConfig
 from tasks.recipe import INIT, Phase, Recipe, Source
+from tasks.recipe_mixture import mixture_shares
 from tasks.units import show_count
 
 
@@ -98,7 +100,12 @@ def _header(recipe: Recipe, lineage: list[str]) -> str:
 
 def _sources(recipe: Recipe, lineage: list[str]) -> dict[str, Source]:
     """The sources that any phase of the lineage drew from, in the recipe's order."""
-    drawn = {name for p in lineage for name, weight in recipe.phases[p].mixture.items() if weight}
+    drawn = {
+        name
+        for phase in lineage
+        for name, share in mixture_shares(recipe.phases[phase]).items()
+        if share
+    }
     return {name: source for name, source in recipe.sources.items() if name in drawn}
 
 
@@ -124,7 +131,7 @@ def _use(recipe: Recipe, facts: Facts) -> str:
         note = (
             "No class of transformers computes this network "
             f"({', '.join(facts.obstacles)}), so its own code is in the folder and must be allowed "
-            "to run. Its `generate` in transformers has no cache; phasewise's has one."
+            "to run."
         )
     python = f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -176,14 +183,16 @@ def _origin(source: Source) -> str:
 
 
 def _share(phase: Phase, name: str, mixture: list[dict[str, Any]]) -> str:
-    weight = phase.mixture.get(name, 0.0) / sum(phase.mixture.values())
-    if not weight:
+    """Of what was drawn, where the mix is there; else as the recipe writes it."""
+    rows = {row["name"]: row for row in mixture}
+    if rows and name in rows and "weight" in rows[name]:
+        share = float(Fraction(rows[name]["weight"]))
+    else:
+        share = mixture_shares(phase).get(name, 0.0)
+    if not share:
         return "-"
-    text = f"{100 * weight:.4g} %"
-    for row in mixture:
-        if row["name"] == name and "epochs" in row:
-            text += f", {float(row['epochs']):.3g} epochs"
-    return text
+    epochs = rows.get(name, {}).get("epochs")
+    return f"{100 * share:.4g} %" + (f", {float(epochs):.3g} epochs" if epochs else "")
 
 
 def _training(recipe: Recipe, lineage: list[str]) -> str:
@@ -195,7 +204,7 @@ def _training(recipe: Recipe, lineage: list[str]) -> str:
             [
                 name,
                 start,
-                show_count(phase.steps * phase.batch_tokens),
+                show_count(phase.total_tokens),
                 f"{phase.steps:,} x {show_count(phase.batch_tokens)}",
                 str(phase.seq_len),
                 f"{phase.lr:g} to {phase.min_lr:g}, {phase.schedule}",

@@ -35,7 +35,7 @@ def custom_config(config: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": config.max_seq_len,
         # The network looks up its own table twice: there is no second one to tie.
         "tie_word_embeddings": False,
-        "use_cache": False,
+        "use_cache": True,
         "phasewise": config.to_dict(),
     }
 

@@ -180,19 +180,12 @@ def draw(
     weights: str,
 ) -> list[dict[str, str]]:
     """One continuation of each prompt; raw and EMA weights draw with the same seeds."""
-    from model.generate import generate
     from model.sampling import SamplingOptions
+    from tasks.release.sampler import Sampler
 
-    options = SamplingOptions(**sampling.model_dump(), eos_ids=(tokenizer.eos_id,), seed=seed)
-    ids = [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt in prompts]
-    return [
-        {
-            "prompt": prompt,
-            "text": tokenizer.continuation(done.prompt, done.ids),
-            "weights": weights,
-        }
-        for prompt, done in zip(prompts, generate(network, ids, options), strict=True)
-    ]
+    options = SamplingOptions(**sampling.keywords(), seed=seed)
+    drawn = Sampler(network, tokenizer).sample(prompts, options, len(prompts))
+    return [{"prompt": one.prompt, "text": one.text, "weights": weights} for one in drawn]
 
 
 def table(figures: dict[str, dict[str, dict[str, float]]]) -> str:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 CARD = "README.md"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 TOLERANCE = 1e-4  # of a logit, or of the largest logit where that is above 1
+# Sampling that generation_config.json has no name for: it stands there under "phasewise".
+OURS = ("final_temperature", "temperature_power", "frequency_penalty", "presence_penalty", "stop")
 _CHECKED_ROWS, _CHECKED_TOKENS = 2, 64
 
 
@@ -121,7 +123,8 @@ def write_tokenizer(folder: Path, tokenizer: Path, max_seq_len: int) -> None:
 
     Without `model_input_names` transformers 4 hands the network token types, which it refuses.
     """
-    for name in (TOKENIZER, "special_tokens_map.json", "vocab.json", "merges.txt"):
+    files = (TOKENIZER, "tokenizer.model", "special_tokens_map.json", "vocab.json", "merges.txt")
+    for name in files:
         if (tokenizer / name).exists():
             shutil.copyfile(tokenizer / name, folder / name)
     config = read_json(tokenizer / TOKENIZER_CONFIG)
@@ -143,6 +146,13 @@ def write_generation_config(folder: Path, sampling: Sampling, special: dict[str,
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
         }
+        if sampling.min_p:
+            values["min_p"] = sampling.min_p
+    if sampling.no_repeat_ngram_size:
+        values["no_repeat_ngram_size"] = sampling.no_repeat_ngram_size
+    ours = {name: value for name, value in sampling.keywords().items() if value and name in OURS}
+    if ours:
+        values["phasewise"] = ours
     write_json(folder / "generation_config.json", values | special)
 
 
@@ -192,7 +202,7 @@ def gather(
         weights=weights,
         step=state["step"],
         tokens=state["tokens"],
-        total_tokens=state["tokens"] + sum(p.steps * p.batch_tokens for p in before),
+        total_tokens=state["tokens"] + sum(p.total_tokens for p in before),
         recipe=recipe.fingerprint,
         checkpoint=fingerprint(read_json(folder / checkpoint.MANIFEST)["files"]),
         tokenizer=sha256_file(workspace.tokenizer / TOKENIZER),

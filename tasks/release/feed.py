@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tasks.errors import BAD_DATA, NO_INPUT, UserError
 
-TRAIN = ("loss", "lr", "grad_norm", "tokens_per_second", "balance_loss", "router_z_loss",
+TRAIN = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu", "balance_loss", "router_z_loss",
          "expert_load_max", "expert_dropped")  # fmt: skip
 VALIDATION = ("bits_per_byte", "perplexity")
 
@@ -75,6 +75,9 @@ def points(records: Iterable[dict[str, Any]], tokens_before: int) -> Iterator[Po
             place = f"validation/{record['set'].rsplit('/', 1)[0]}"
             prefix = "ema_" if record["weights"] == "ema" else ""
             names = {name: f"{place}/{prefix}{name}" for name in VALIDATION}
+        elif record["kind"] == "layers":
+            names = {name: f"grad_norm/{name}" for name in record["grad_norms"]}
+            record = record | record["grad_norms"]
         else:
             continue
         milliseconds = int(record["time"] * 1000)

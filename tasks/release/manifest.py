@@ -61,6 +61,19 @@ def verify_export(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def verify_model(folder: Path) -> None:
+    """Check a folder by the manifest it has: an export's, or an imported checkpoint's.
+
+    Raises UserError where neither is there, or a file is not as it was written.
+    """
+    from tasks.training import checkpoint
+
+    if (folder / checkpoint.MANIFEST).exists() and not (folder / MANIFEST).exists():
+        checkpoint.require(folder)
+    else:
+        verify_export(folder)
+
+
 def _fault(folder: Path, name: str, expected: dict[str, Any]) -> str | None:
     path = folder / name
     if path.name != name:

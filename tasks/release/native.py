@@ -10,6 +10,7 @@
     Mistral     the same with a sliding window, or where the heads do not divide the width
     Qwen3       the same with RMSNorm on each head's queries and keys
     Qwen2-MoE   the same as Llama with experts in all layers or some
+    StableLM    the same as Llama with LayerNorm in place of RMSNorm
 
 The logits stay equal but for the rounding of products. This file needs `model` alone.
 """
@@ -33,18 +34,29 @@ Tensors = dict[str, Tensor]
 
 LLAMA, MISTRAL = "LlamaForCausalLM", "MistralForCausalLM"
 QWEN3, QWEN2_MOE = "Qwen3ForCausalLM", "Qwen2MoeForCausalLM"
-MODEL_TYPES = {LLAMA: "llama", MISTRAL: "mistral", QWEN3: "qwen3", QWEN2_MOE: "qwen2_moe"}
+STABLELM = "StableLmForCausalLM"
+MODEL_TYPES = {
+    LLAMA: "llama", MISTRAL: "mistral", QWEN3: "qwen3", QWEN2_MOE: "qwen2_moe",
+    STABLELM: "stablelm",
+}  # fmt: skip
 _PREFIX = "model."
 _HEAD = "lm_head.weight"
 # Qwen2-MoE always has a shared expert. One of zeros is as good as none; this is its width.
-_IDLE_WIDTH = 32
+IDLE_WIDTH = 32
 
 
 def obstacles(config: ModelConfig) -> list[str]:
     """What no class of transformers has, in words for the model card; empty: there is a class."""
     found = []
-    if config.norm != "rmsnorm":
-        found.append("LayerNorm with SwiGLU and without biases")
+    if config.norm == "layernorm":
+        if config.qk_norm:
+            found.append("QK norm with LayerNorm")
+        if config.sliding_window is not None:
+            found.append("a sliding window with LayerNorm")
+        if config.n_experts is not None:
+            found.append("experts with LayerNorm")
+        elif config.head_size * config.n_heads != config.d_model:
+            found.append("a head width of its own with LayerNorm")
     if config.positions != "rope":
         names = {"alibi": "ALiBi", "rope+alibi": "RoPE and ALiBi together", "none": "no positions"}
         found.append(names[config.positions])
@@ -64,6 +76,8 @@ def native_class(config: ModelConfig) -> str | None:
         return None
     if config.n_experts is not None:
         return QWEN2_MOE
+    if config.norm == "layernorm":
+        return STABLELM
     if config.qk_norm:
         return QWEN3
     if config.sliding_window is not None or config.d_model % config.n_heads:
@@ -113,9 +127,9 @@ def to_transformers(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Tenso
         if config.shared_expert:
             named[f"{shared}down_proj.weight"] = 2 * named[f"{shared}down_proj.weight"]
         else:
-            named[f"{shared}gate_proj.weight"] = torch.zeros(_IDLE_WIDTH, config.d_model)
-            named[f"{shared}up_proj.weight"] = torch.zeros(_IDLE_WIDTH, config.d_model)
-            named[f"{shared}down_proj.weight"] = torch.zeros(config.d_model, _IDLE_WIDTH)
+            named[f"{shared}gate_proj.weight"] = torch.zeros(IDLE_WIDTH, config.d_model)
+            named[f"{shared}up_proj.weight"] = torch.zeros(IDLE_WIDTH, config.d_model)
+            named[f"{shared}down_proj.weight"] = torch.zeros(config.d_model, IDLE_WIDTH)
     return named
 
 
@@ -141,7 +155,7 @@ def load_export(
     """The network in an exported folder, without transformers; errors as of `model.load_model`."""
     folder = Path(folder)
     config = read_config(folder)
-    if json.loads((folder / CONFIG_FILE).read_text("utf-8"))["architectures"] != [QWEN2_MOE]:
+    if json.loads((folder / CONFIG_FILE).read_text("utf-8")).get("architectures") != [QWEN2_MOE]:
         return load_model(folder, device, dtype)
     tensors = from_transformers(config, load_file(folder / WEIGHTS_FILE))
     with torch.device("meta"):
@@ -179,6 +193,10 @@ def transformers_config(config: ModelConfig) -> dict[str, Any]:
         values["attention_bias"] = False
     if kind == LLAMA:
         values["mlp_bias"] = False
+    if kind == STABLELM:
+        values |= {"layer_norm_eps": config.norm_eps, "use_qkv_bias": False, "qk_layernorm": False}
+        values |= {"use_parallel_residual": False, "partial_rotary_factor": 1.0}
+        values["rope_parameters"]["partial_rotary_factor"] = 1.0
     if kind == MISTRAL:
         values["sliding_window"] = config.sliding_window
     if kind == QWEN3:
@@ -211,7 +229,7 @@ def _experts(config: ModelConfig) -> dict[str, Any]:
         "num_experts": config.n_experts,
         "num_experts_per_tok": config.n_experts_per_token,
         "moe_intermediate_size": config.d_ff,
-        "shared_expert_intermediate_size": config.d_ff if config.shared_expert else _IDLE_WIDTH,
+        "shared_expert_intermediate_size": config.d_ff if config.shared_expert else IDLE_WIDTH,
         "norm_topk_prob": config.moe_renormalize,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [i for i in range(config.n_layers) if not config.is_moe(i)],

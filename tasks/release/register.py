@@ -122,7 +122,7 @@ def publish(
     """Make a new version of the registered model of an export; returns its number."""
     architecture = scratch / "architecture"
     write_architecture(architecture)
-    sampling = recipe.evaluation.sampling.model_dump() | {"seed": 0}
+    sampling = recipe.evaluation.sampling.keywords() | {"seed": 0}
     return store.add_version(
         recipe.name,
         run,

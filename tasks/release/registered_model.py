@@ -48,12 +48,14 @@ class LanguageModel(PythonModel):
 
         Args:
             params: max_new_tokens, temperature (0: the likeliest token), top_k (0: all), top_p,
-                repetition_penalty, seed. Prompt i of a call draws with seed + i.
+                min_p, repetition_penalty, frequency_penalty, presence_penalty,
+                no_repeat_ngram_size, seed; what the recipe set of final_temperature,
+                temperature_power and stop. Prompt i of a call draws with seed + i.
         """
         options = self.options(eos_ids=(self.eos_id,), **(params or {}))
         encoded = self.tokenizer.encode_batch(list(model_input), add_special_tokens=False)
         prompts = [encoding.ids or [self.eos_id] for encoding in encoded]
-        completions = self.generate(self.network, prompts, options)
+        completions = self.generate(self.network, prompts, options, self.tokenizer.decode)
         return [self.continuation(done.prompt, done.ids) for done in completions]
 
     def continuation(self, prompt: list[int], new: list[int]) -> str:

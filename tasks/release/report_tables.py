@@ -9,6 +9,7 @@ from typing import Any
 
 from tasks.ledger import Ledger
 from tasks.recipe import INIT, Phase, Recipe, Source
+from tasks.recipe_mixture import mixture_shares
 from tasks.release.account import Account, SourceAccount, show_bytes, words
 from tasks.release.provenance import network_settings
 from tasks.units import show_count, show_seconds
@@ -103,7 +104,10 @@ def _source_rows(source: SourceAccount) -> list[list[Cell]]:
     train = Cell(f"{source.tokens.get('train', 0):,}", lines=held_out)
     rows.append([Cell("training tokens"), *empty, train, Cell("")])
     for phase, draw in source.drawn.items():
-        epochs = Cell(f"{draw.epochs:.3g} epochs")
+        packing = [] if draw.cut is None else [f"{100 * draw.cut:.3g} % of documents cut"]
+        if draw.padding:
+            packing.append(f"{100 * draw.padding / draw.tokens:.2g} % padding")
+        epochs = Cell(f"{draw.epochs:.3g} epochs", lines=tuple(packing))
         rows.append([Cell(f"drawn by {phase}"), *empty, Cell(f"{draw.tokens:,}"), epochs])
     return rows
 
@@ -128,11 +132,12 @@ def phases(recipe: Recipe) -> Table:
     names = recipe.phases_in_order()
     lines: list[tuple[str, Callable[[Phase], str]]] = [
         ("Starts from", lambda p: "random weights" if p.starts_from == INIT else p.starts_from),
-        ("Tokens", lambda p: f"{p.steps * p.batch_tokens:,}"),
+        ("Tokens", lambda p: f"{p.total_tokens:,}"),
         ("Steps", lambda p: f"{p.steps:,}"),
         ("Batch", lambda p: f"{p.batch_tokens:,} tokens"),
         ("Sequence", lambda p: f"{p.seq_len:,} tokens"),
         ("Mixture", _mixture),
+        ("Packing", lambda p: words(p.packing)),
         ("Learning rate", lambda p: f"{p.lr:g} → {p.min_lr:g}, {p.schedule}"),
         ("Warmup", lambda p: f"{show_count(p.warmup_tokens)} tokens"),
         ("Optimizer", _optimizer),
@@ -177,9 +182,25 @@ def data(recipe: Recipe) -> Table:
 
 
 def _mixture(phase: Phase) -> str:
-    total = sum(phase.mixture.values())
-    shares = sorted(phase.mixture.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {100 * w / total:.3g} %" for name, w in shares if w)
+    """The shares as written, at each point of the phase where they change; what more is done."""
+    shares = sorted(mixture_shares(phase).items(), key=lambda item: -item[1])
+    columns = [{n: w / sum(row.values()) for n, w in row.items()} for row in phase.mixture_points]
+    arrow = " → " if phase.curriculum == "linear" else " | "
+    parts = [
+        f"{name} {arrow.join(f'{100 * column[name]:.3g}' for column in columns)} %"
+        for name, share in shares
+        if share
+    ]
+    if phase.mixture_at:
+        parts.append(f"at {', '.join(_place(at) for at in phase.mixture_at)}")
+    if phase.mixture_temperature:
+        parts.append(f"times tokens^(1/{phase.mixture_temperature:g})")
+    parts += [f"{100 * share:.3g} % replay of {name}" for name, share in phase.replay.items()]
+    return ", ".join(parts)
+
+
+def _place(at: float) -> str:
+    return f"{100 * at:.3g} %" if at <= 1 else f"{show_count(at)} tokens"
 
 
 def _optimizer(phase: Phase) -> str:

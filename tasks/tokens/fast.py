@@ -1,25 +1,25 @@
 """The fastest encoder that gives exactly the ids of ``tokenizers``.
 
 tiktoken encodes byte-level BPE six times as fast. It ranks byte strings where ``tokenizers`` ranks
-pairs, so tokenizer.json is translated (the 256 bytes, then each merge in order) and the result is
-compared on the text at hand before it is used; where the two differ, or where a tokenizer is not
-of that kind, ``tokenizers`` does the work and a line says so.
+pairs, so tokenizer.json is translated (the 256 bytes, then each merge in order). So can BPE over
+characters be, with a byte for what has no character (fast_pieces.py); a tokenizer with no merges
+at all is a table that numpy looks up (fast_table.py). Each is compared on the text at hand before
+it is used; where it differs, or where a tokenizer is of none of these kinds, ``tokenizers`` does
+the work and a line says so.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from tasks.tokens.encoder import Encode, Ids, Unsuitable, byte_of_character, refuse_odd
+from tasks.tokens.fast_pieces import with_pieces
+from tasks.tokens.fast_table import with_table
 from tasks.tokens.text import TextTokenizer
-
-Ids: TypeAlias = npt.NDArray[np.uint32]
-Encode: TypeAlias = Callable[[Sequence[str]], list[Ids]]
 
 # GPT-2's pattern (Radford et al. 2019) with possessive repeats: the same words, less backtracking
 WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -37,28 +37,27 @@ _TRICKY = (
 
 
 def fastest(tokenizer: TextTokenizer, sample: Sequence[str]) -> tuple[Encode, str]:
-    """The quickest exact encoder of a tokenizer, and its name (tiktoken or tokenizers).
+    """The quickest exact encoder of a tokenizer, and its name in ``ENCODERS``.
 
     Args:
         tokenizer: whose ids are wanted.
         sample: texts like those to come; the first megabyte is encoded both ways and compared.
     """
     slow = with_tokenizers(tokenizer)
+    model = tokenizer.spec["model"]
+    name = "tiktoken" if model.get("merges") else "table"
+    name = "tiktoken-pieces" if model.get("byte_fallback") else name
     try:
-        fast = with_tiktoken(tokenizer)
+        fast = ENCODERS[name](tokenizer)
     except Unsuitable as reason:
         print(f"    encoding with tokenizers: {reason}")
         return slow, "tokenizers"
     texts = [*_TRICKY, *_first(sample, SAMPLE_BYTES)]
     for text, ours, theirs in zip(texts, fast(texts), slow(texts)):
         if not np.array_equal(ours, theirs):
-            print(f"    encoding with tokenizers: tiktoken gives other ids for {text[:80]!r}")
+            print(f"    encoding with tokenizers: {name} gives other ids for {text[:80]!r}")
             return slow, "tokenizers"
-    return fast, "tiktoken"
-
-
-class Unsuitable(ValueError):
-    """Why tiktoken cannot stand in for a tokenizer."""
+    return fast, name
 
 
 def with_tokenizers(tokenizer: TextTokenizer) -> Encode:
@@ -99,16 +98,10 @@ def with_tiktoken(tokenizer: TextTokenizer) -> Encode:
 def _ranks(spec: dict[str, Any]) -> tuple[dict[bytes, int], Ids]:
     """tiktoken's ranks of a tokenizer.json (bytes of a token -> priority), and id by rank."""
     model = spec["model"]
-    if model.get("type", "BPE") != "BPE":
-        raise Unsuitable(f"the model is {model['type']}, not BPE")
+    refuse_odd(spec)
     pre = spec.get("pre_tokenizer") or {}
     if {key: pre.get(key) for key in BYTE_LEVEL} != BYTE_LEVEL or spec.get("normalizer"):
         raise Unsuitable("it is not byte-level BPE with GPT-2's words and no normalizer")
-    odd = ("dropout", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
-    if used := [key for key in odd if model.get(key)]:
-        raise Unsuitable(f"it uses {', '.join(used)}")
-    if any(not token["special"] for token in spec.get("added_tokens", [])):
-        raise Unsuitable("it has added tokens that are looked for in the text")
     vocab, alphabet = model["vocab"], byte_of_character()
     if missing := [char for char in alphabet if char not in vocab]:
         raise Unsuitable(f"{len(missing)} of the 256 bytes are not in its vocabulary")
@@ -122,18 +115,6 @@ def _ranks(spec: dict[str, Any]) -> tuple[dict[bytes, int], Ids]:
     return ranks, np.array([vocab[token] for token in tokens], np.uint32)
 
 
-@cache
-def byte_of_character() -> dict[str, int]:
-    """The byte behind each of the 256 characters of a byte-level vocabulary.
-
-    Printable Latin-1 stands for itself; the others take the code points from 256 on, in order.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    shown = {chr(byte): byte for byte in printable}
-    return shown | {chr(256 + place): byte for place, byte in enumerate(others)}
-
-
 def _first(texts: Sequence[str], limit: int) -> list[str]:
     taken: list[str] = []
     for text in texts:
@@ -142,3 +123,11 @@ def _first(texts: Sequence[str], limit: int) -> list[str]:
         taken.append(text[:limit])
         limit -= len(text)
     return taken
+
+
+ENCODERS = {
+    "table": with_table,
+    "tiktoken-pieces": with_pieces,
+    "tiktoken": with_tiktoken,
+    "tokenizers": with_tokenizers,
+}

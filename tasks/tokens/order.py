@@ -5,7 +5,8 @@ Two questions make up the order, and each has a pure answer in O(1):
     which source does sample i of a phase come from?   Interleaving   (exact shares, evenly spread)
     which window of the source is the k-th one drawn?  permute        (every window once an epoch)
 
-So a data loader's whole state is one integer, the number of samples seen.
+So a data loader's whole state is one integer, the number of samples seen. Both can be asked the
+other way round (``index``, ``unpermute``): when in the phase was this window drawn?
 """
 
 from __future__ import annotations
@@ -67,6 +68,19 @@ def permute(index: Ints, n: int, keys: Sequence[int]) -> Ints:
     return x.astype(np.int64)
 
 
+def unpermute(index: Ints, n: int, keys: Sequence[int]) -> Ints:
+    """The inverse of ``permute``: which number it sends to each ``index``."""
+    assert 1 <= n < 2**62
+    x = np.asarray(index).astype(np.uint64)
+    assert not x.size or int(x.max()) < n
+    a = math.isqrt(n - 1) + 1
+    b = -(-n // a)
+    x = _unfeistel(x, a, b, keys)
+    while (outside := x >= n).any():
+        x[outside] = _unfeistel(x[outside], a, b, keys)
+    return x.astype(np.int64)
+
+
 def _feistel(
     x: npt.NDArray[np.uint64], a: int, b: int, keys: Sequence[int]
 ) -> npt.NDArray[np.uint64]:
@@ -77,6 +91,20 @@ def _feistel(
             right = (right + _hash(left, key) % sizes[1]) % sizes[1]
         else:
             left = (left + _hash(right, key) % sizes[0]) % sizes[0]
+    return left * sizes[1] + right
+
+
+def _unfeistel(
+    x: npt.NDArray[np.uint64], a: int, b: int, keys: Sequence[int]
+) -> npt.NDArray[np.uint64]:
+    """The rounds of ``_feistel`` from the last to the first, each subtracted."""
+    sizes = np.uint64(a), np.uint64(b)
+    left, right = np.divmod(x, sizes[1])
+    for number, key in reversed(list(enumerate(keys))):
+        if number % 2:
+            right = (right + sizes[1] - _hash(left, key) % sizes[1]) % sizes[1]
+        else:
+            left = (left + sizes[0] - _hash(right, key) % sizes[0]) % sizes[0]
     return left * sizes[1] + right
 
 
@@ -144,11 +172,21 @@ class Interleaving:
             before[self.table == source] = np.arange(count)
         return before
 
+    @cached_property
+    def _places(self) -> Ints:
+        """The places of one period, source by source."""
+        return np.argsort(self.table, kind="stable")
+
     def locate(self, samples: Ints) -> tuple[Ints, Ints]:
         """For sample numbers: the source of each, and how many of that source came before it."""
         periods, rest = np.divmod(samples, self.period)
         source = self.table[rest]
         return source, periods * np.asarray(self.counts)[source] + self._before[rest]
+
+    def index(self, source: int, nth: int) -> int:
+        """The sample that is the nth (from 0) of a source."""
+        periods, rest = divmod(nth, self.counts[source])
+        return periods * self.period + int(self._places[sum(self.counts[:source]) + rest])
 
     def drawn(self, samples: int) -> list[int]:
         """How many of the first ``samples`` samples come from each source."""
@@ -174,19 +212,30 @@ def chairman_assignment(counts: tuple[int, ...]) -> Ints:
         turn = np.arange(count, dtype=np.int64)
         firsts.append(-((turn * grid + 1) * period // -(grid * count)))
         lasts.append(((turn + 1) * grid - 1) * period // (grid * count) + 1)
-    first = np.concatenate(firsts)
     # a deadline and a source in one integer: compared by deadline, then by place in the recipe
     turns = np.concatenate([last * sources + source for source, last in enumerate(lasts)])
-    by_first = np.argsort(first, kind="stable")
-    opens, waiting = first[by_first].tolist(), turns[by_first].tolist()
+    return earliest_deadline_first(np.concatenate(firsts), turns, sources, period)
+
+
+def earliest_deadline_first(opens: Ints, turns: Ints, sources: int, places: int) -> Ints:
+    """Who gets each of the places 1 to ``places``: of the turns open by then, the most urgent.
+
+    Args:
+        opens: first place that each turn may take.
+        turns: last place it may take * sources + source.
+
+    Where any order meets all deadlines, this one does.
+    """
+    by_first = np.argsort(opens, kind="stable")
+    first, waiting = opens[by_first].tolist(), turns[by_first].tolist()
     ready: list[int] = []
     taken: list[int] = []
     arrived = 0
-    for place in range(1, period + 1):
-        while arrived < period and opens[arrived] <= place:
+    for place in range(1, places + 1):
+        while arrived < len(first) and first[arrived] <= place:
             heapq.heappush(ready, waiting[arrived])
             arrived += 1
         taken.append(heapq.heappop(ready))
     deadline, source_of = np.divmod(np.asarray(taken, np.int64), sources)
-    assert (deadline >= np.arange(1, period + 1)).all()
+    assert (deadline >= np.arange(1, places + 1)).all()
     return source_of

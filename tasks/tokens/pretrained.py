@@ -8,7 +8,7 @@ template of a stranger reaches an export.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,13 @@ class Built:
         content: the bytes of tokenizer.json.
         special: eos_token, bos_token, pad_token, unk_token -> token; eos_token is always there.
         origin: where it came from, for the report.
+        files: what else goes into the folder, by name.
     """
 
     content: bytes
     special: dict[str, str]
     origin: dict[str, Any]
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
 def pretrained(wanted: Hub | str, root: Path) -> Built:

@@ -1,33 +1,33 @@
 """Any sample of a phase by its number: a pure function of the mix and the shards.
 
     sample i --interleaving--> source, k-th of it
-             --divide--------> epoch k // windows, place k % windows
-             --permute-------> window w   (keyed by seed, phase, source and epoch: a later phase
-                                           draws a source in another order, from its whole)
-             --offset--------> token offset + w * seq_len, round the end to the beginning
+             --stream--------> epoch, window, and the tokens of that window
 
-Nothing is held between calls, so any process may read any sample, in any order, and a run that
-goes on needs to know the number of samples it has seen and nothing else.
+Nothing that counts is held between calls, so any process may read any sample, in any order, and a
+run that goes on needs to know the number of samples it has seen and nothing else. What is held is
+speed alone: the order is worked out a few thousand samples at a time.
 
-A split is read as a ring. The first epoch cuts windows from token 0; each later epoch starts at
-another token (drawn from its key), so that texts are cut at other places each time and the few
-tokens that no window covers are others each time. A window that runs over the end goes on at the
-beginning: the last document there ends in EOS like any other.
+Every step can be asked the other way round: ``when`` says which samples have read a document.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tasks.errors import BAD_DATA, UserError
-from tasks.tokens.mixture import Mix, MixSource
-from tasks.tokens.order import permute, round_keys
-from tasks.tokens.shards import Ints, TokenSplit, open_split
+from tasks.errors import unknown_name
+from tasks.tokens.mixture import Mix
+from tasks.tokens.shards import Ints
+from tasks.tokens.streams import IGNORED, Piece, Rows, Stream, open_stream
 from tasks.workspace import Workspace
+
+__all__ = ["IGNORED", "Location", "Piece", "Reader", "Samples"]
+
+_AHEAD = 4096  # samples whose order is worked out at once
+_KEPT = 4  # such blocks that are held
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +35,17 @@ class Samples:
     """Consecutive samples of a phase.
 
     Attributes:
-        tokens: int64 (count, seq_len + 1); inputs are [:, :-1], targets [:, 1:].
+        tokens: int64 (count, seq_len + 1); inputs are [:, :-1].
+        targets: int64 (count, seq_len): tokens[:, 1:], or -100 where there is none (padding, and
+            the token that a cut document brings along).
         document_ids: int32 (count, seq_len + 1): equal where two tokens of a row are of one
-            document, rising along the row; EOS belongs to the document it ends. None where not
-            asked for.
+            document, counting up from 0 along the row; EOS belongs to the document it ends. None
+            where not asked for.
         source: int64 (count,): which of ``mix.sources`` each sample is from.
     """
 
     tokens: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
     document_ids: npt.NDArray[np.int32] | None
     source: npt.NDArray[np.int64]
 
@@ -80,9 +83,14 @@ class Reader:
 
     def __init__(self, workspace: Workspace, mix: Mix, *, verify: bool = True) -> None:
         self.mix = mix
-        self._length = mix.seq_len + 1
         self._interleaving = mix.interleaving
-        self._streams = [_Stream(workspace, mix, source, verify) for source in mix.sources]
+        plans = workspace.mix(mix.phase).parent
+        self._streams = [
+            open_stream(workspace.tokens(source.name), plans, mix, source, verify)
+            for source in mix.sources
+        ]
+        self._packed = any(source.packing for source in mix.sources)
+        self._blocks: OrderedDict[int, tuple[Ints, Ints]] = OrderedDict()
 
     def __len__(self) -> int:
         return self.mix.samples
@@ -94,97 +102,83 @@ class Reader:
         """
         if not 0 <= first <= first + count <= self.mix.samples:
             raise IndexError(f"samples {first} to {first + count} of {self.mix.samples}")
-        source, nth = self._interleaving.locate(np.arange(first, first + count))
-        tokens = np.empty((count, self._length), np.int64)
-        ids = np.empty((count, self._length), np.int32) if documents else None
+        source, address = self._order(first, count)
+        length = self.mix.seq_len + 1
+        tokens = np.empty((count, length), np.int64)
+        targets = np.empty((count, length - 1), np.int64) if self._packed else tokens[:, 1:]
+        rows = Rows(tokens, targets)
         for number, stream in enumerate(self._streams):
-            rows = np.flatnonzero(source == number)
-            if rows.size:
-                _, _, starts = stream.place(nth[rows])
-                tokens[rows] = stream.read(starts, self._length)
-                if ids is not None:
-                    ids[rows] = stream.document_ids(starts, self._length)
-        return Samples(tokens, ids, source)
+            which = np.flatnonzero(source == number)
+            if which.size:
+                stream.fill(rows, which, address[which])
+        return Samples(tokens, targets, self._document_ids(tokens) if documents else None, source)
+
+    def _document_ids(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """A number for the document of each token: how many documents ended before it."""
+        ids = np.zeros(tokens.shape, np.int32)
+        ended = (tokens[:, :-1] == self.mix.eos_id).view(np.int8)
+        np.cumsum(ended, axis=1, dtype=np.int32, out=ids[:, 1:])
+        return ids
 
     def locate(self, index: int) -> Location:
         """Where sample ``index`` comes from."""
+        stream, nth = self._find(index)
+        epoch, window, address = (int(value[0]) for value in stream.place(np.array([nth])))
+        token = stream.first_token(address)
+        before = int(np.searchsorted(stream.split.ends, token, side="right"))
+        pieces = [piece.document for piece in stream.pieces(address)]
+        # the first token is an input alone, and may be the end of another document
+        touched = pieces if self._packed or before in pieces else [before, *pieces]
+        return Location(stream.name, epoch, window, token, touched)
+
+    def pieces(self, index: int) -> list[Piece]:
+        """The parts of documents that sample ``index`` has as targets, in order."""
+        stream, nth = self._find(index)
+        return stream.pieces(int(stream.place(np.array([nth]))[2][0]))
+
+    def when(self, source: str, document: int, start: int, stop: int) -> list[int]:
+        """The samples of the phase, in order, that have any of the tokens ``start`` to ``stop``
+        of a document as targets.
+
+        Args:
+            source: a source of the mix.
+            document: its position in the training split.
+        """
+        names = [stream.name for stream in self._streams]
+        if source not in names:
+            raise unknown_name("source", source, names, where=f"the mix of {self.mix.phase}")
+        number = names.index(source)
+        drawn = self._streams[number].drawn(document, start, stop)
+        return sorted(self._interleaving.index(number, nth) for nth in drawn)
+
+    def _find(self, index: int) -> tuple[Stream, int]:
         if not 0 <= index < self.mix.samples:
             raise IndexError(f"sample {index} of {self.mix.samples}")
         source, nth = self._interleaving.locate(np.array([index]))
-        stream = self._streams[int(source[0])]
-        epoch, window, start = (int(value[0]) for value in stream.place(nth))
-        touched = np.unique(stream.document_ids(np.array([start]), self._length))
-        return Location(
-            source=stream.name,
-            epoch=epoch,
-            window=window,
-            token=start % stream.split.tokens,
-            documents=(touched % stream.split.documents).tolist(),
-        )
+        return self._streams[int(source[0])], int(nth[0])
 
+    def _order(self, first: int, count: int) -> tuple[Ints, Ints]:
+        """Source and address of consecutive samples."""
+        blocks = range(first // _AHEAD, max(first, first + count - 1) // _AHEAD + 1)
+        parts = [self._block(block) for block in blocks]
+        skip = first - blocks[0] * _AHEAD
+        if len(parts) == 1:
+            source, address = parts[0]
+        else:
+            source, address = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return source[skip : skip + count], address[skip : skip + count]
 
-class _Stream:
-    """The training split of one source as a ring of windows."""
-
-    def __init__(self, workspace: Workspace, mix: Mix, source: MixSource, verify: bool) -> None:
-        folder = workspace.tokens(source.name)
-        self.split: TokenSplit = open_split(folder, "train", verify=verify, tokenizer=mix.tokenizer)
-        if self.split.sha256 != source.fingerprint:
-            raise UserError(
-                f"{folder} has changed since the mix of {mix.phase} was made "
-                f"({self.split.sha256[:12]}, then {source.fingerprint[:12]})",
-                hint=f"make the mix again: dvc repro mix@{mix.phase}",
-                exit_code=BAD_DATA,
-            )
-        self.name, self._windows, self._seq_len = source.name, source.windows, mix.seq_len
-        self._key = (mix.seed, mix.phase, source.name)
-
-    def place(self, nth: Ints) -> tuple[Ints, Ints, Ints]:
-        """Epoch, window and first token of the nth samples; a start >= tokens is past the end."""
-        epoch, turn = np.divmod(nth, self._windows)
-        window = np.empty_like(turn)
-        offset = np.empty_like(turn)
-        for number in np.unique(epoch).tolist():
-            now = epoch == number
-            window[now] = permute(turn[now], self._windows, round_keys(*self._key, number))
-            offset[now] = self._offset(number)
-        return epoch, window, offset + window * self._seq_len
-
-    def _offset(self, epoch: int) -> int:
-        """The token an epoch begins at: 0 for the first, any for the others."""
-        if epoch == 0:
-            return 0
-        return round_keys(*self._key, epoch, "offset")[0] % self.split.tokens
-
-    def read(self, starts: Ints, length: int) -> npt.NDArray[Any]:
-        """The tokens of each window, round the end to the beginning: (len(starts), length)."""
-        starts = starts % self.split.tokens
-        beyond = starts + length > self.split.tokens
-        out = self.split.windows(np.where(beyond, 0, starts), length)
-        for row in np.flatnonzero(beyond).tolist():
-            left = self.split.tokens - int(starts[row])
-            out[row, :left] = self.split.read(self.split.tokens - left, self.split.tokens)
-            out[row, left:] = self.split.read(0, length - left)
-        return out
-
-    def document_ids(self, starts: Ints, length: int) -> npt.NDArray[np.int32]:
-        """Document of each token, (len(starts), length); past the end they count on upwards.
-
-        Bisection finds the documents of a window's first and last token; each document between
-        them then fills its stretch, so no token is looked at.
-        """
-        ends, tokens, documents = self.split.ends, self.split.tokens, self.split.documents
-
-        def document_at(position: Ints) -> Ints:
-            rounds, rest = np.divmod(position, tokens)
-            return np.searchsorted(ends, rest, side="right") + rounds * documents
-
-        first = document_at(starts)
-        stretches = document_at(starts + length - 1) - first + 1
-        row = np.repeat(np.arange(len(starts)), stretches)
-        nth = np.arange(len(row)) - np.repeat(np.cumsum(stretches) - stretches, stretches)
-        ids = first[row] + nth
-        rounds, document = np.divmod(ids, documents)
-        stop = np.minimum(ends[document] + rounds * tokens - starts[row], length)
-        start = np.where(nth == 0, 0, np.roll(stop, 1))
-        return np.repeat(ids.astype(np.int32), stop - start).reshape(len(starts), length)
+    def _block(self, block: int) -> tuple[Ints, Ints]:
+        if block not in self._blocks:
+            first = block * _AHEAD
+            samples = np.arange(first, min(first + _AHEAD, self.mix.samples))
+            source, nth = self._interleaving.locate(samples)
+            address = np.empty_like(nth)
+            for number, stream in enumerate(self._streams):
+                here = source == number
+                if here.any():
+                    address[here] = stream.place(nth[here])[2]
+            self._blocks[block] = source, address
+            while len(self._blocks) > _KEPT:
+                self._blocks.popitem(last=False)
+        return self._blocks[block]

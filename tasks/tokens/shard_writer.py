@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from tasks.errors import BAD_DATA, UserError
 from tasks.files import sha256_file
 from tasks.recipe import Split
 from tasks.tokens.shards import array_path, dtype_for, shard_path
@@ -39,12 +40,22 @@ class SplitWriter:
         self.tokens = self.text_bytes = 0
 
     def add(self, documents: Sequence[npt.NDArray[np.uint32]], text_bytes: Sequence[int]) -> None:
-        """Append documents, given as ids without EOS, and the bytes of each one's text."""
+        """Append documents, given as ids without EOS, and the bytes of each one's text.
+
+        Raises UserError where a document holds the EOS id itself.
+        """
         if not documents:
             return
         row = np.concatenate([part for ids in documents for part in (ids, self._eos)])
         if int(row.max()) >= self._vocab_size:  # the cast below would wrap it into another id
             raise AssertionError(f"id {row.max()} in a vocabulary of {self._vocab_size}")
+        if np.count_nonzero(row == self._eos) != len(documents):
+            raise UserError(
+                f"the tokenizer makes its end-of-text id {self._eos[0]} of text, so that the end "
+                "of a document cannot be told",
+                hint="take a tokenizer whose end-of-text token is no part of text",
+                exit_code=BAD_DATA,
+            )
         end = self.tokens
         for ids, size in zip(documents, text_bytes, strict=True):
             end += len(ids) + 1

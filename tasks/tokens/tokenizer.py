@@ -1,15 +1,18 @@
 """Stage ``tokenizer``: one tokenizer for all phases, trained here or taken from elsewhere.
 
-    training documents --> sample.py --> train.py --.
-    hub, mirror or file --> pretrained.py ----------+--> data/tokenizer/
+    training documents --> sample.py --> train.py, sentencepiece.py, symbols.py --.
+    hub, mirror or file --> pretrained.py ----------------------------------------+-->
+    data/tokenizer/
         tokenizer.json, tokenizer_config.json, special_tokens_map.json   for AutoTokenizer
-        report.json                    size, fingerprint, bytes a token, ids without use
+        tokenizer.model                for llama.cpp, where SentencePiece made it
+        report.json                    size, fingerprint, bytes a token, ids without or of rare use
 
 The size that counts is the one that training reached, never a larger one that was asked for.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from model.counts import count_parameters
 from tasks import stage
 from tasks.data import documents
 from tasks.errors import BAD_DATA, UserError
@@ -26,6 +30,8 @@ from tasks.recipe import Recipe
 from tasks.tokens.fast import Encode, fastest
 from tasks.tokens.pretrained import Built, pretrained
 from tasks.tokens.sample import Sample, draw
+from tasks.tokens.sentencepiece import train_sentencepiece
+from tasks.tokens.symbols import byte_tokenizer, train_characters
 from tasks.tokens.text import TextTokenizer
 from tasks.tokens.train import train
 from tasks.units import show_count
@@ -35,6 +41,7 @@ from tasks.workspace import Workspace
 VERSION = 1
 HELD_OUT_BYTES = 1_000_000  # of a source's held-out text, to measure bytes a token
 EXAMPLES = 20
+RARE = 100  # an id that the sample uses less often has hardly been taught anything
 
 
 def tokenizer(workspace: Workspace, recipe: Recipe) -> None:
@@ -56,13 +63,13 @@ def tokenizer(workspace: Workspace, recipe: Recipe) -> None:
     with atomic_folder(workspace.tokenizer) as folder:
         write_folder(folder, built, recipe.model.max_seq_len)
         write_json(folder / "report.json", report)
-    print(f"    {ready.vocab_size:,} ids, {report['unused']['ids']:,} of them unused by the sample")
+    print(f"    {_figures(recipe, report)}")
     for source, held_out in report["held_out"].items():
         print(f"    {source}: {held_out['bytes_per_token']:.3f} bytes a token, held out")
 
 
 def write_folder(folder: Path, built: Built, max_length: int) -> None:
-    """Write the three files that ``transformers.AutoTokenizer`` opens."""
+    """Write the three files that ``transformers.AutoTokenizer`` opens, and the tokenizer's own."""
     write_bytes(folder / "tokenizer.json", built.content)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -72,6 +79,8 @@ def write_folder(folder: Path, built: Built, max_length: int) -> None:
     }
     write_json(folder / "tokenizer_config.json", config | built.special)
     write_json(folder / "special_tokens_map.json", built.special)
+    for name, content in built.files.items():
+        write_bytes(folder / name, content)
 
 
 def _build(workspace: Workspace, recipe: Recipe, sample: Sample) -> Built:
@@ -91,9 +100,15 @@ def _build(workspace: Workspace, recipe: Recipe, sample: Sample) -> Built:
                 shown.advance(len(text.encode()))
                 yield text
 
-        content, special = train(asked, texts())
-    origin = {"trained": asked.kind, "sample_bytes": sample.bytes}
-    return Built(content, special, origin)
+        if asked.kind == "sentencepiece_bpe":
+            built = train_sentencepiece(asked, texts())
+        elif asked.kind == "character":
+            built = train_characters(asked, texts())
+        elif asked.kind == "byte":
+            built = byte_tokenizer(asked)
+        else:
+            built = Built(*train(asked, texts()), {})
+    return dataclasses.replace(built, origin={"trained": asked.kind, "sample_bytes": sample.bytes})
 
 
 def _check_size(recipe: Recipe, ready: TextTokenizer) -> None:
@@ -109,8 +124,8 @@ def _check_size(recipe: Recipe, ready: TextTokenizer) -> None:
         )
     assert size < asked
     print(
-        f"    {asked:,} ids were asked for, but the sample teaches only {size:,} (pairs seen at "
-        f"least {recipe.tokenizer.min_frequency} times): the vocabulary has {size:,}"
+        f"    {asked:,} ids were asked for, but the sample teaches only {size:,}: "
+        f"the vocabulary has {size:,}"
     )
 
 
@@ -122,6 +137,7 @@ def _report(
     counts = _count_ids(encode, sample.texts(), ready.vocab_size)
     seen = set(np.flatnonzero(counts).tolist()) | ready.special_ids
     unused = [id_ for id_ in range(ready.vocab_size) if id_ not in seen]
+    rare = int(((counts > 0) & (counts < RARE)).sum())
     return {
         "version": VERSION,
         "kind": recipe.tokenizer.kind,
@@ -145,7 +161,20 @@ def _report(
             if (measured := _held_out(workspace, source, encode))
         },
         "unused": {"ids": len(unused), "examples": [ready.token(i) for i in unused[:EXAMPLES]]},
+        "rare": {"ids": rare, "below": RARE},
     }
+
+
+def _figures(recipe: Recipe, report: dict[str, Any]) -> str:
+    """Said and not written: were the network in the report, a change of its depth would have every
+    document encoded anew."""
+    size = report["vocab_size"]
+    counts = count_parameters(dataclasses.replace(recipe.model, vocab_size=size))
+    share = 1 - counts["non_embedding"] / counts["total"]
+    return (
+        f"{size:,} ids, {share:.0%} of the network's parameters; the sample leaves "
+        f"{report['unused']['ids']:,} unused, and uses {report['rare']['ids']:,} under {RARE} times"
+    )
 
 
 def _count_ids(encode: Encode, texts: Iterable[str], size: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,27 @@ MANIFEST = "manifest.json"
 Tensors = dict[str, Tensor]
 
 
-def save(folder: Path, tensors: dict[str, Tensors], records: dict[str, Any]) -> None:
+def save(
+    folder: Path,
+    tensors: dict[str, Tensors],
+    records: dict[str, Any],
+    beside: Callable[[Path], None] | None = None,
+) -> None:
     """Write a checkpoint folder, whole or not at all.
 
     Args:
-        tensors: file stem -> named tensors, e.g. ``{"model": {...}, "ema": {...}}``.
+        tensors: file stem -> named tensors, e.g. ``{"model": {...}, "ema": {...}}``: on the CPU,
+            contiguous, each in a storage of its own.
         records: file stem -> JSON value, e.g. ``{"state": {...}, "config": {...}}``.
+        beside: writes what else lies in the folder that it is given.
     """
     with atomic_folder(folder) as temporary:
         for stem, named in tensors.items():
-            # clone: a view would write its whole storage, and tied weights are refused
-            whole = {name: t.detach().cpu().contiguous().clone() for name, t in named.items()}
-            save_file(whole, temporary / f"{stem}.safetensors", metadata={"format": "pt"})
+            save_file(named, temporary / f"{stem}.safetensors", metadata={"format": "pt"})
         for stem, value in records.items():
             write_json(temporary / f"{stem}.json", value)
+        if beside is not None:
+            beside(temporary)
         seal(temporary)
 
 
@@ -80,9 +88,13 @@ def require(folder: Path) -> Path:
     """``folder`` itself, verified. Raises UserError where it is missing or not whole."""
     if not folder.exists():
         stage = folder.name if folder.name == "init" else f"train@{folder.name}"
+        imported = folder.parent.name == "imported"
+        make = (
+            f"phasewise import <weights> --to {folder.name}" if imported else f"dvc repro {stage}"
+        )
         raise UserError(
             f"there is no checkpoint at {folder}",
-            hint=f"make it: dvc repro {stage}",
+            hint=f"make it: {make}",
             exit_code=NO_INPUT,
         )
     if what := fault(folder):
@@ -133,7 +145,8 @@ def newest(run: Path) -> Path | None:
     return None
 
 
-def prune(run: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest running checkpoints."""
+def prune(run: Path, keep: int, spared: int | None = None) -> None:
+    """Remove all but the ``keep`` newest running checkpoints and the one of step ``spared``."""
     for folder in running(run)[keep:]:
-        shutil.rmtree(folder)
+        if spared is None or folder != step_folder(run, spared):
+            shutil.rmtree(folder)

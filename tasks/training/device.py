@@ -47,8 +47,11 @@ class Device:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def open_device(settings: Settings, precision: str) -> Device:
+def open_device(settings: Settings, precision: str, local_rank: int = 0) -> Device:
     """The device that the settings name, or the best there is for 'auto'.
+
+    Args:
+        local_rank: of a process that shares this machine with others: it takes that GPU.
 
     Raises UserError where a named device is not there.
     """
@@ -74,13 +77,40 @@ def open_device(settings: Settings, precision: str) -> Device:
     if name == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.deterministic = True
-    return Device(torch.device(name), _DTYPES[precision])
+    device = torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+    return Device(device, _DTYPES[precision])
 
 
 def micro_batch_size(settings: Settings, phase: Phase) -> int:
     """Samples of one forward pass: as many as the setting allows, evenly dividing the batch."""
     most = max(1, min(phase.batch_size, settings.micro_batch_tokens // phase.seq_len))
     return next(n for n in range(most, 0, -1) if phase.batch_size % n == 0)
+
+
+# Dense bf16 and fp16 matrix rate with fp32 sums, FLOP/s, from the makers' data sheets.
+PEAK_FLOPS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+}
+
+
+def peak_flops(device: Device) -> float | None:
+    """What MFU is measured against; None where the device or the precision is not in the table."""
+    if device.torch_device.type != "cuda" or device.dtype is torch.float32:
+        return None
+    return known_peak(torch.cuda.get_device_name(device.torch_device))
+
+
+def known_peak(name: str) -> float | None:
+    """The peak of a device by the name that its driver gives it."""
+    known = [key for key in PEAK_FLOPS if name == key or name.startswith((f"{key} ", f"{key}-"))]
+    return PEAK_FLOPS[max(known, key=len)] if known else None
 
 
 def matrix_flops(device: Device, size: int = 1024, seconds: float = 0.5) -> float:

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from tasks.errors import BAD_DATA, UserError
+from tasks.training.parallel import laid_out_like, local, whole
 
 
 class EMA:
     """The average of a model's parameters. ``updates`` counts the updates made.
 
     Training never reads the average: ``swapped`` lends it to the model for an evaluation and puts
-    the model's own weights back, bit for bit.
+    the model's own weights back, bit for bit. Where ranks share the weights, each averages its own
+    part.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -37,9 +42,21 @@ class EMA:
         weight = 1 - self.decay_at(self.updates)
         names, parameters = zip(*model.named_parameters(), strict=True)
         # by name: tensors read from a file come in another order than the model's
-        averages = [self.average[name] for name in names]
-        torch._foreach_lerp_(averages, [p.detach().float() for p in parameters], weight)
+        averages = [local(self.average[name]) for name in names]
+        torch._foreach_lerp_(averages, [local(p.detach()).float() for p in parameters], weight)
         self.updates += 1
+
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """The whole average by parameter name; every rank must ask."""
+        return {name: whole(self.average[name]) for name, _ in model.named_parameters()}
+
+    def load(self, tensors: dict[str, Tensor], updates: int, source: Path) -> None:
+        """Put a saved average back. Raises UserError where it is of another network."""
+        if tensors.keys() != self.average.keys():
+            raise UserError(f"{source}: the EMA is of another network", exit_code=BAD_DATA)
+        # copied: tensors of a file lie unaligned, which changes the last bits of sums
+        self.average = {name: laid_out_like(t, self.average[name]) for name, t in tensors.items()}
+        self.updates = updates
 
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:

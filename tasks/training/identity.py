@@ -11,17 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import model
+from tasks.errors import UserError
 from tasks.files import fingerprint, read_json, write_json
 from tasks.recipe import Recipe
+from tasks.recipe_mixture import Drawing, Mixture
+from tasks.settings import Settings
 from tasks.training import checkpoint
+from tasks.training.starting import starting_config
 from tasks.workspace import Workspace
 
-# Settings of a phase that change what is logged or kept, not the weights.
-_NOT_IDENTITY = {"validate_every", "validation_tokens", "checkpoint_every", "max_epochs", "mixture"}
+# Settings of a phase that change what is logged or kept, not the weights; and those of its data,
+# of which the fingerprint of the mix says what they come to.
+_NOT_IDENTITY = {
+    "validate_every", "validation_tokens", "checkpoint_every", "recompute",
+} | set(Drawing.model_fields) | set(Mixture.model_fields)  # fmt: skip
+# What a run that is gone on with cannot have otherwise.
+_CANNOT_CHANGE = ("model.", "tokenizer", "phase.optimizer.name", "phase.seq_len")
 # The files of model/ that define what the network computes.
 NETWORK = (
-    "attention.py", "config.py", "experts.py", "feedforward.py", "linear.py", "loss.py",
-    "masks.py", "norm.py", "positions.py", "transformer.py",
+    "attention.py", "config.py", "experts.py", "feedforward.py", "flex.py", "linear.py",
+    "loss.py", "masks.py", "norm.py", "positions.py", "transformer.py",
 )  # fmt: skip
 
 
@@ -32,7 +41,7 @@ def identity(workspace: Workspace, recipe: Recipe, phase: str, mix: str) -> dict
     return {
         "seed": recipe.seed,
         "phase": recipe.phases[phase].model_dump(mode="json", exclude=_NOT_IDENTITY),
-        "model": read_json(parent / "config.json")["phasewise"],
+        "model": starting_config(workspace, recipe, phase).to_dict(),
         "network_code": network_code(),
         "tokenizer": read_json(workspace.tokenizer / "report.json")["fingerprint"],
         "mix": mix,
@@ -73,19 +82,32 @@ def differences(was: Any, now: Any, key: str = "") -> list[str]:
     return [] if was == now else [f"{key}: {_short(was)} -> {_short(now)}"]
 
 
-def claim(run: Path, now: dict[str, Any], restart: bool) -> None:
+def claim(run: Path, now: dict[str, Any], machine: Settings) -> list[str]:
     """Make ``run`` the running folder of the identity ``now``; the caller holds its lock.
 
     A folder of another identity, or any where ``restart`` is asked for, is emptied into a sibling.
+    Where ``adopt`` is asked for, it is gone on with instead, and the differing fields are returned
+    for the record. Raises UserError where these are of a kind that the weights cannot survive.
     """
     path = run / "identity.json"
+    adopted: list[str] = []
     if path.exists():
         changed = differences(read_json(path), now)
-        if changed or restart:
+        if machine.restart or (changed and not machine.adopt):
             aside = set_aside(run)
-            why = "restart asked for" if restart else "; ".join(changed)
+            why = "restart asked for" if machine.restart else "; ".join(changed)
             print(f"    an earlier run of this phase is set aside as {aside.name} ({why})")
+        elif changed:
+            if fixed := [c for c in changed if c.startswith(_CANNOT_CHANGE)]:
+                raise UserError(
+                    f"{run} cannot be gone on with: {'; '.join(fixed)}",
+                    where="PHASEWISE_ADOPT",
+                    hint="unset it to set that run aside and start afresh",
+                )
+            print(f"    going on with a run of other settings ({'; '.join(changed)})")
+            adopted = changed
     write_json(path, now)
+    return adopted
 
 
 def set_aside(run: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the tokens seen.
+"""Learning rate and dropout as pure functions of the step, by the tokens before it.
 
 lr   /----\\              cosine: half a cosine down to min_lr (Loshchilov & Hutter 2017)
     /      \\.            linear: a straight line down to min_lr
@@ -11,24 +11,44 @@ from __future__ import annotations
 
 import math
 
+from model.config import ModelConfig
 from tasks.recipe import Phase
 
 
-def lr_at(phase: Phase, tokens_seen: int) -> float:
-    """Learning rate of the step that begins after ``tokens_seen`` tokens of the phase.
+def lr_at(phase: Phase, step: int) -> float:
+    """Learning rate of step ``step``, from 0.
 
     The first step of a warmup has one step's share of ``lr``, not 0; the last step of a decay is
     one step above ``min_lr``, so that no step is spent on a rate of 0.
     """
-    if tokens_seen + phase.batch_tokens < phase.warmup_tokens:
-        return phase.lr * (tokens_seen + phase.batch_tokens) / phase.warmup_tokens
-    total = phase.steps * phase.batch_tokens
+    seen, tokens = phase.plan.at(step)
+    if seen + tokens < phase.warmup_tokens:
+        share = (seen + tokens) / phase.warmup_tokens
+        return phase.lr * (_half_cosine(share) if phase.warmup == "cosine" else share)
     if phase.schedule == "constant":
         return phase.lr
-    start = phase.warmup_tokens
+    start, total = phase.warmup_tokens, phase.total_tokens
     if phase.schedule == "wsd":
         start = max(start, total - phase.cooldown_tokens)
-    progress = min(1.0, max(0.0, (tokens_seen - start) / max(1, total - start)))
-    cosine = phase.schedule == "cosine"
-    share = 0.5 * (1 + math.cos(math.pi * progress)) if cosine else 1 - progress
+    progress = min(1.0, max(0.0, (seen - start) / max(1, total - start)))
+    share = _half_cosine(1 - progress) if phase.schedule == "cosine" else 1 - progress
     return phase.min_lr + (phase.lr - phase.min_lr) * share
+
+
+def _half_cosine(share: float) -> float:
+    """From 0 to 1, flat at both ends."""
+    return 0.5 * (1 - math.cos(math.pi * share))
+
+
+def dropout_at(phase: Phase, config: ModelConfig, step: int) -> dict[str, float]:
+    """The probabilities of ``Transformer.set_dropout`` at a step: straight to ``final_dropout``."""
+    start = {
+        "embed": config.embed_dropout,
+        "attn": config.attn_dropout,
+        "resid": config.resid_dropout,
+    }
+    final = phase.final_dropout
+    if final is None:
+        return start
+    share = step / max(1, phase.steps - 1)
+    return {name: p + (final - p) * share for name, p in start.items()}

@@ -1,0 +1,1 @@
+"""Weights from elsewhere, as checkpoints of this pipeline."""
