@@ -36,7 +36,8 @@ faults: $(INSTALLED) ## fifty random kills of a training run: minutes
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: $(INSTALLED) ## speed and memory beside other libraries, as ratios (5 minutes)
+bench: $(INSTALLED) ## speed and memory beside other libraries, as ratios (a quarter of an hour)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev,bench]'
 	$(BIN)/python -m bench
 
 up: $(INSTALLED) ## Prefect server and worker on localhost, with the recipe's deployments

@@ -106,9 +106,9 @@ def compiled(dtype: str, pair: Pair) -> Row:
     """The compiled step, which the warm-up compiles; how near it comes to reading memory alone."""
     import torch
 
-    reader = [weight.detach() for weight in pair.ours.parameters() if weight.ndim == 2]
+    reader = [w.detach().flatten().view(torch.float32) for w in pair.ours.parameters()]
     runs = pair.runs(1, compiled=True)
-    # The fastest plain pass over the same bytes that torch has.
+    # The fastest plain pass over the same bytes that torch has; bf16 in pairs, as numbers of fp32.
     runs["floor"] = lambda: [w.amax() for _ in range(NEW) for w in reader]
     with torch.inference_mode():
         times = take_turns(runs, REPEATS)

@@ -67,7 +67,7 @@ class Decoder:
         dtype = self.model.dtype
         if self.device.type == "cpu" and dtype.itemsize == 2:
             dtype = torch.float32
-        # Full and not yet full would be two kinds of input to compiled code: this one is never full.
+        # To compiled code, full and not yet full are two kinds of input: this one is never full.
         capacity += self.step is not None
         return KVCache(self.config, batch_size, capacity, device=self.device, dtype=dtype)
 

@@ -37,8 +37,10 @@ class Files(Section):
     train: list[str] = Field(default=[], description="globs of training text")
     validation: list[str] = Field(default=[], description="globs of an official validation split")
     test: list[str] = Field(default=[], description="globs of an official test split")
-    format: Literal["auto", "txt", "lines", "jsonl", "csv", "parquet"] = Field(
-        "auto", description="txt: a file is a document; lines: a line is; auto: by file ending"
+    format: Literal["auto", "txt", "paragraphs", "lines", "jsonl", "csv", "parquet"] = Field(
+        "auto",
+        description="txt: a file is a document; paragraphs: what stands between blank lines is; "
+        "lines: a line is; auto: by file ending",
     )
     encoding_errors: Literal["strict", "replace", "skip"] = Field(
         "strict", description="bytes that are not UTF-8: stop, replace, or drop the document"

@@ -17,10 +17,11 @@ from tasks.data.documents import read
 from tasks.data.download import download
 from tasks.data.hub import WAITS, HubReader
 from tasks.data.installed import InstalledReader, docstrings, texts_of_files
+from tasks.data.local import LocalReader
 from tasks.errors import BAD_DATA, NO_INPUT, UNAVAILABLE, USAGE, UserError
 from tasks.files import read_json, sha256_file
 from tasks.ledger import read_ledgers
-from tasks.recipe import Hub
+from tasks.recipe import Files, Hub
 from tasks.workspace import Workspace
 from tests.corpus import small_recipe, write_corpus
 
@@ -65,6 +66,29 @@ def test_a_line_is_a_document_and_only_a_line_feed_ends_it(tmp_path: Path) -> No
         "one\u2028still one",
         " two ",
     ]
+
+
+def test_a_paragraph_is_a_document_and_blank_lines_part_them(tmp_path: Path) -> None:
+    text = "\n\nFirst:\r\nspeak.\n \n\t\nAll:\nSpeak,\n  speak.\n\nEnd"
+    (tmp_path / "play.txt").write_bytes(text.encode())
+    files = {"train": ["play.txt"], "format": "paragraphs"}
+    assert bring(tmp_path, files=files) == ["First:\nspeak.", "All:\nSpeak,\n  speak.", "End"]
+    origins = [document.origin for document in read(Workspace(tmp_path).raw("x"))]
+    assert origins == [
+        '{"file":"play.txt","line":3}',
+        '{"file":"play.txt","line":7}',
+        '{"file":"play.txt","line":11}',
+    ]
+
+
+@pytest.mark.parametrize("start", [2, 6, 9])
+def test_reading_goes_on_at_the_paragraph_where_it_stopped(tmp_path: Path, start: int) -> None:
+    (tmp_path / "a.txt").write_text("\n\none\nmore\n\n\ntwo\n\n\nthree\n")
+    files = Files(train=["a.txt"], format="paragraphs")
+    rows = list(LocalReader(files, tmp_path, "x").rows("train"))
+    assert [row.place[1] for row in rows] == [2, 6, 9]
+    again = LocalReader(files, tmp_path, "x").rows("train", (0, start))
+    assert [row.values for row in again] == [r.values for r in rows if r.place[1] >= start]
 
 
 def test_globs_are_taken_in_the_order_of_names_and_splits_stay_apart(tmp_path: Path) -> None:

@@ -386,7 +386,7 @@ def test_a_huge_text_file_asks_how_it_is_to_be_cut(tmp_path: Path, small_limit: 
     (tmp_path / "dump.txt").write_text("line\n" * 400)
     error = refused(tmp_path, train=["dump.txt"])
     assert "dump.txt" in str(error) and "one document of 2,000 bytes" in str(error)
-    assert "format to lines" in (error.hint or "")
+    assert "format to paragraphs or lines" in (error.hint or "")
 
 
 def test_a_csv_cell_that_never_ends_is_named(tmp_path: Path, small_limit: None) -> None:

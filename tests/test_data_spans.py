@@ -179,11 +179,13 @@ def texts_of(workspace: Workspace, source: str, name: Split = "train") -> list[s
 
 
 def around(number: int, middle: str) -> str:
-    return f"{story(number)}\n\n{middle}\n\n{story(number + 1000)}"
+    """A passage in a text of its own: no word beside the passage stands beside it elsewhere."""
+    return f"{story(number)} Part {number}.\n\n{middle}\n\n{number} goes on. {story(number + 1000)}"
 
 
 def bare(number: int) -> str:
-    return f"{story(number)}\n\n{story(number + 1000)}"
+    """What is left when the passage is cut."""
+    return f"{story(number)} Part {number}.\n\n{number} goes on. {story(number + 1000)}"
 
 
 def test_a_passage_in_three_documents_of_two_sources_is_cut_from_two(tmp_path: Path) -> None:
@@ -208,10 +210,13 @@ def test_a_passage_in_three_documents_of_two_sources_is_cut_from_two(tmp_path: P
 def test_a_licence_at_the_end_of_fifty_documents_stays_in_the_first(tmp_path: Path) -> None:
     footer = passage(120, "licence")
     workspace = workspace_of(
-        tmp_path, {("one", "train"): [f"{bare(i)}\n\n{footer}" for i in range(50)]}
+        tmp_path, {("one", "train"): [f"{bare(i)} {i}.\n\n{footer}" for i in range(50)]}
     )
     ledger = run(workspace, recipe_of(100, "one"))["one"]
-    assert texts_of(workspace, "one") == [f"{bare(0)}\n\n{footer}", *map(bare, range(1, 50))]
+    assert texts_of(workspace, "one") == [
+        f"{bare(0)} 0.\n\n{footer}",
+        *(f"{bare(i)} {i}." for i in range(1, 50)),
+    ]
     assert ledger.notes["repeated_spans"]["documents_cut"] == 49
 
 
@@ -336,10 +341,12 @@ def test_killed_and_gone_on_with_more_workers_is_a_straight_run(
     settings.cache_clear()
     capsys.readouterr()
     try:
-        run(broken, recipe)
+        dedup(broken, recipe)
     finally:
+        monkeypatch.undo()
         settings.cache_clear()
     assert "repeated passages:" in capsys.readouterr().out, "it went on where it was"
+    split(broken, recipe)
     assert fingerprints(broken.dedup) == fingerprints(straight.dedup)
     assert fingerprints(broken.documents) == fingerprints(straight.documents)
     assert len(texts_of(straight, "one")) == 64

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch._inductor.config
 
 from model import ModelConfig, SamplingOptions, Transformer
 from model.decoder import Decoder
@@ -100,7 +101,7 @@ def test_bf16_weights_are_read_as_they_are():
         assert near > 0.999
 
 
-def test_what_cannot_be_compiled_is_refused_with_the_reason(monkeypatch):
+def test_what_cannot_be_compiled_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="one row, not 3"):
         Decoder(network_of(), 3, compiled=True)
     with pytest.raises(ValueError, match="experts is not compiled"):
@@ -111,6 +112,6 @@ def test_what_cannot_be_compiled_is_refused_with_the_reason(monkeypatch):
 
     with pytest.raises(ValueError, match="quantized weights are not compiled"):
         Decoder(quantize(network_of(), "int8"), compiled=True)
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    with pytest.raises(ValueError, match="needs a C"):
+    without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with without, pytest.raises(ValueError, match="needs a C"):
         Decoder(network_of(), compiled=True)

@@ -261,6 +261,16 @@ def test_a_sample_that_cannot_be_drawn_costs_no_training(
     assert len(list((work / "checkpoints").glob("phase1"))) == 1
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_samples_are_drawn_at_every_validation(work: Path, precision: str) -> None:
+    text = (work / "params.yaml").read_text()
+    (work / "params.yaml").write_text(text.replace("precision: fp32", f"precision: {precision}"))
+    run(work, validate_every=0.5)
+    drawn = [r for r in logged(work) if r["kind"] == "sample"]
+    assert [r["step"] for r in drawn] == [30, 60]
+    assert all(r["prompt"] == "The " and r["text"] and r["weights"] == "ema" for r in drawn)
+
+
 def test_evaluating_drawing_and_saving_change_nothing(work: Path, tmp_path: Path) -> None:
     often = Path(shutil.copytree(work, tmp_path / "often"))
     run(work)

@@ -1,4 +1,4 @@
-"""Rows of local files: txt, lines, jsonl, csv, parquet."""
+"""Rows of local files: txt, paragraphs, lines, jsonl, csv, parquet."""
 
 from __future__ import annotations
 
@@ -114,12 +114,13 @@ class LocalReader:
                     f"{path}: cannot tell the format from the ending {Path(path).suffix!r}; "
                     f"known are {', '.join(_ENDINGS)}",
                     where=f"{self._where}.files.format",
-                    hint="set format to txt, lines, jsonl, csv or parquet",
+                    hint="set format to txt, paragraphs, lines, jsonl, csv or parquet",
                 )
         if kind != "parquet":
             refuse_binary(self._root / path)
         readers: dict[str, Callable[[str, int], Iterator[Row]]] = {
             "txt": self._text,
+            "paragraphs": self._paragraphs,
             "lines": self._lines,
             "jsonl": self._json_lines,
             "csv": self._csv,
@@ -147,7 +148,7 @@ class LocalReader:
             raise UserError(
                 f"would be one document of {size:,} bytes; the most is {MOST_BYTES:,}",
                 where=str(full),
-                hint="set files.format to lines, where each line is a document, or split the file",
+                hint="set files.format to paragraphs or lines, each a document, or split the file",
                 exit_code=BAD_DATA,
             )
         decoded = decode(full.read_bytes(), self._files.encoding_errors, str(full))
@@ -161,8 +162,34 @@ class LocalReader:
                 origin = {"file": path, "line": number}
                 yield self._row({"text": line.text}, origin, number - 1, line)
 
-    def _decoded_lines(self, path: str, skip: int) -> Iterator[tuple[int, Decoded | Row]]:
-        """Lines with their numbers, blank ones left out; only a line feed ends a line.
+    def _paragraphs(self, path: str, skip: int) -> Iterator[Row]:
+        """What stands between blank lines; a row's number is that of the line before it."""
+        held: list[Decoded] = []
+        first = 0
+
+        def paragraph() -> Iterator[Row]:
+            if held:
+                text = "\n".join(line.text for line in held)
+                repaired = sum(line.repaired for line in held)
+                whole = Decoded(text, repaired, any(line.skip for line in held))
+                yield self._row({"text": text}, {"file": path, "line": first}, first - 1, whole)
+                held.clear()
+
+        for number, line in self._decoded_lines(path, skip, blank=True):
+            if isinstance(line, Row):
+                yield from paragraph()
+                yield line
+            elif not line.text.strip():
+                yield from paragraph()
+            else:
+                first = first if held else number
+                held.append(line)
+        yield from paragraph()
+
+    def _decoded_lines(
+        self, path: str, skip: int, blank: bool = False
+    ) -> Iterator[tuple[int, Decoded | Row]]:
+        """Lines with their numbers; blank ones only where asked for. Only a line feed ends a line.
 
         One that is too long to hold comes as a row that says so.
         """
@@ -178,7 +205,7 @@ class LocalReader:
                     continue
                 where = f"{full}:{number}"
                 decoded = decode(raw.rstrip(b"\r\n"), self._files.encoding_errors, where)
-                if decoded.text.strip():
+                if blank or decoded.text.strip():
                     yield number, decoded
 
     def _json_lines(self, path: str, skip: int) -> Iterator[Row]:

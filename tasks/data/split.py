@@ -104,9 +104,11 @@ def split(workspace: Workspace, recipe: Recipe) -> None:
                 write_ledgers(folder / ledger.source / "ledger.json", [ledger])
     for ledger in ledgers:
         shares = ", ".join(f"{n:,} {name}" for name, n in ledger.notes["splits"].items())
+        spans = ledger.notes.get("repeated_spans")
+        passages = f", {spans['documents_cut']:,} repeated passages" if spans else ""
         print(
             f"    {ledger.source}: {summary(ledger)}; {ledger.notes['documents_cut']:,} lost "
-            f"sentences ({shares})"
+            f"sentences{passages} ({shares})"
         )
 
 

@@ -73,7 +73,7 @@ def with_tiktoken(tokenizer: TextTokenizer) -> Encode:
     """Encode with tiktoken. Raises Unsuitable for what is not plain byte-level BPE."""
     import tiktoken
 
-    ranks, id_of_rank = _ranks(tokenizer.spec)
+    ranks, id_of_rank = tiktoken_ranks(tokenizer.spec)
     # one special token, never looked for: with none, tiktoken tries the empty pattern everywhere
     encoding = tiktoken.Encoding(
         "phasewise",
@@ -95,7 +95,7 @@ def with_tiktoken(tokenizer: TextTokenizer) -> Encode:
     return encode
 
 
-def _ranks(spec: dict[str, Any]) -> tuple[dict[bytes, int], Ids]:
+def tiktoken_ranks(spec: dict[str, Any]) -> tuple[dict[bytes, int], Ids]:
     """tiktoken's ranks of a tokenizer.json (bytes of a token -> priority), and id by rank."""
     model = spec["model"]
     refuse_odd(spec)

@@ -52,7 +52,7 @@ class Samples:
         lent = state.ema.swapped(state.model) if state.ema else contextlib.nullcontext()
         weights = "ema" if state.ema else "raw"
         tokenizer = load_tokenizer(self.workspace.tokenizer)
-        with lent, state.device.autocast():
+        with lent:  # in the weights' own precision, as after release
             return draw(
                 state.model, tokenizer, evaluation.prompts, sampling, self.recipe.seed, weights
             )
