@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tasks.data.bands import flush, load, mapped, slices
 from tasks.data.cluster import Indices
 from tasks.data.shingles import Hashes, jaccard, shingles
-from tasks.data.texts import Part, texts
+from tasks.data.texts import Part, chosen_texts
 from tasks.shardwise import map_parts, part_folder
 
 Similarities = npt.NDArray[np.float64]
@@ -86,14 +86,12 @@ def sets_part(numbered: Sequence[Any], out: Path, n: int, candidates: str) -> in
                 handle.write(own.tobytes())
                 bounds.append(bounds[-1] + len(own))
 
-        wanted = texts(part) if candidate.any() else iter(())
-        for (_, text), is_candidate in zip(wanted, candidate.tolist()):
-            if is_candidate:
-                block.append(text)
-                held += len(text)
-                if held >= _READ_BYTES:
-                    write(block)
-                    block, held = [], 0
+        for text in chosen_texts(part, candidate) if candidate.any() else ():
+            block.append(text)
+            held += len(text)
+            if held >= _READ_BYTES:
+                write(block)
+                block, held = [], 0
         write(block)
     np.save(out / "bounds.npy", np.array(bounds, np.int64), allow_pickle=False)
     return len(bounds) - 1

@@ -77,7 +77,7 @@ def jaccard(a: Hashes, b: Hashes) -> float:
     if not len(a) or not len(b):
         return 0.0
     both = np.concatenate((a, b))
-    both.sort()
+    both.sort(kind="stable")  # which merges what is sorted already
     shared = int(np.count_nonzero(both[1:] == both[:-1]))
     return shared / (len(a) + len(b) - shared)
 

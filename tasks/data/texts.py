@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypedDict, cast
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -103,6 +105,24 @@ def openings(path: Path, rows: list[int], characters: int) -> list[str]:
                 waiting = waiting[len(own) :]
             first = stop
     return found
+
+
+def chosen_texts(part: Part, wanted: npt.NDArray[np.bool_]) -> Iterator[str]:
+    """Yield the texts of the documents that are wanted, (documents,), in order.
+
+    Of a parquet file no others become Python's strings. Errors as of ``texts``.
+    """
+    if part["format"] not in ("shard", "parquet"):
+        pairs = zip(texts(part), wanted.tolist(), strict=True)
+        yield from (text for (_, text), is_wanted in pairs if is_wanted)
+        return
+    row = 0
+    for batch in record_batches(part, [part["key"]]):
+        here = wanted[row : row + len(batch)]
+        row += len(batch)
+        if here.any():
+            values = batch.column(0).filter(pa.array(here)).to_pylist()
+            yield from (value or "" for value in values)
 
 
 def open_stream(path: Path) -> BinaryIO:
