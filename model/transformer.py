@@ -9,6 +9,7 @@ Weights bear the names of Llama's in transformers, so that an export renames and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -175,10 +176,9 @@ class Transformer(nn.Module):
     def set_dropout(self, *, embed: float, attn: float, resid: float) -> None:
         """Set the three dropout probabilities, which a schedule may move during training."""
         self.embed_dropout.p = embed
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.self_attn.dropout = attn
-                module.dropout.p = resid
+        for block in self._blocks():
+            block.self_attn.dropout = attn
+            block.dropout.p = resid
 
     def _run(
         self,
@@ -229,7 +229,13 @@ class Transformer(nn.Module):
 
     @property
     def _drops_attention(self) -> bool:
-        return any(isinstance(m, Attention) and m.dropout > 0 for m in self.modules())
+        return any(block.self_attn.dropout > 0 for block in self._blocks())
+
+    def _blocks(self) -> Iterator[Block]:
+        """The blocks, by their type."""
+        for block in self.layers:
+            assert isinstance(block, Block)
+            yield block
 
     def _block(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, Routing | None]:
         if self.recompute and self.training and torch.is_grad_enabled():

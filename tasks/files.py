@@ -32,12 +32,18 @@ def sync_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that takes its final name only when the block ends without error."""
+    with named_when_done(path) as temporary, open(temporary, "wb") as handle:
+        yield handle
+
+
+@contextlib.contextmanager
+def named_when_done(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` for a file that another writes; it becomes ``path`` as above."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as handle:
-            yield handle
-            handle.flush()
+        yield temporary
+        with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)

@@ -10,10 +10,7 @@ asked for; norms and routers, which are small and matter, stay fp32.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.errors import BAD_DATA, INTERNAL, UserError
-from tasks.files import sync_folder
+from tasks.files import named_when_done
 from tasks.release.manifest import verify_model
 from tasks.release.native import load_export
 
@@ -73,7 +70,7 @@ def write_gguf(
     config, weights = gguf_network.plain(network)
     architecture = gguf_network.architecture(config)
     tensors = [(name, tensor.numpy()) for name, tensor in gguf_network.tensors(config, weights)]
-    with _renamed_when_done(out) as temporary:
+    with named_when_done(out) as temporary:
         _write(temporary, architecture, config, described(folder), words, tensors, kind)
         difference = _require_equal(temporary, tensors, words, kind)
     wide = sum(kind != _stored_as(name, values, kind) == "f16" for name, values in tensors)
@@ -210,19 +207,3 @@ def _allowed(values: Values, kind: Kind) -> npt.NDArray[np.floating[Any]] | floa
     blocks = np.abs(values).reshape(*values.shape[:-1], -1, BLOCK)
     largest = blocks.max(axis=-1, keepdims=True) * _Q8_STEP
     return np.broadcast_to(largest, blocks.shape).reshape(values.shape)
-
-
-@contextmanager
-def _renamed_when_done(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, which it takes when the block ends without error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

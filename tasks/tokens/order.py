@@ -15,10 +15,10 @@ import hashlib
 import heapq
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from functools import cached_property, lru_cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -57,27 +57,24 @@ def permute(index: Ints, n: int, keys: Sequence[int]) -> Ints:
         n: size of the domain, 1 <= n < 2^62.
         keys: from ``round_keys``.
     """
-    assert 1 <= n < 2**62
-    x = np.asarray(index).astype(np.uint64)
-    assert not x.size or int(x.max()) < n
-    a = math.isqrt(n - 1) + 1
-    b = -(-n // a)
-    x = _feistel(x, a, b, keys)
-    while (outside := x >= n).any():
-        x[outside] = _feistel(x[outside], a, b, keys)
-    return x.astype(np.int64)
+    return _walk(index, n, keys, _feistel)
 
 
 def unpermute(index: Ints, n: int, keys: Sequence[int]) -> Ints:
     """The inverse of ``permute``: which number it sends to each ``index``."""
+    return _walk(index, n, keys, _unfeistel)
+
+
+def _walk(index: Ints, n: int, keys: Sequence[int], rounds: Callable[..., Any]) -> Ints:
+    """``rounds`` on each index, and again on what it sends out of range."""
     assert 1 <= n < 2**62
     x = np.asarray(index).astype(np.uint64)
     assert not x.size or int(x.max()) < n
     a = math.isqrt(n - 1) + 1
     b = -(-n // a)
-    x = _unfeistel(x, a, b, keys)
+    x = rounds(x, a, b, keys)
     while (outside := x >= n).any():
-        x[outside] = _unfeistel(x[outside], a, b, keys)
+        x[outside] = rounds(x[outside], a, b, keys)
     return x.astype(np.int64)
 
 

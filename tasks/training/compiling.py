@@ -7,10 +7,8 @@ only a phase of hours is compiled unless the setting says otherwise.
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 from model import ModelConfig
-from tasks.files import read_json
 from tasks.planning import flops_a_token
 from tasks.recipe import Phase
 from tasks.settings import Settings
@@ -19,7 +17,7 @@ from tasks.training.device import Device
 WORTH_FLOPS = 2e15  # of a phase on a CPU: the better part of an hour on two cores
 
 
-def wanted(machine: Settings, settings: Phase, parent: Path, device: Device) -> bool:
+def wanted(machine: Settings, settings: Phase, config: ModelConfig, device: Device) -> bool:
     """Whether to compile, by PHASEWISE_COMPILE and, where that is auto, by what it would bring."""
     if machine.compile != "auto":
         return machine.compile == "on"
@@ -28,7 +26,6 @@ def wanted(machine: Settings, settings: Phase, parent: Path, device: Device) -> 
     if device.torch_device.type == "cuda":
         _fall_back()
         return True
-    config = ModelConfig.from_dict(read_json(parent / "config.json")["phasewise"])
     flops = flops_a_token(config, settings.seq_len) * settings.total_tokens
     has_compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
     if device.torch_device.type != "cpu" or not has_compiler or flops < WORTH_FLOPS:

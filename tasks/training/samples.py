@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tasks.recipe import Recipe
@@ -11,6 +12,7 @@ from tasks.training.parallel import is_shared
 from tasks.workspace import Workspace
 
 if TYPE_CHECKING:
+    from tasks.tokens.text import TextTokenizer
     from tasks.training.state import TrainState
 
 MOST_TOKENS = 64  # of a continuation here; the evaluation draws as many as the recipe says
@@ -42,17 +44,26 @@ class Samples:
             print(f"\n    warning: no samples were drawn ({error!r})", file=sys.stderr)
             return []
 
+    @cached_property
+    def _tokenizer(self) -> TextTokenizer:
+        from tasks.tokens.text import load_tokenizer
+
+        return load_tokenizer(self.workspace.tokenizer)
+
     def _draw(self) -> list[dict[str, Any]]:
         from tasks.release.evaluate import draw
-        from tasks.tokens.text import load_tokenizer
 
         evaluation, state = self.recipe.evaluation, self.state
         most = min(MOST_TOKENS, evaluation.sampling.max_new_tokens)
         sampling = evaluation.sampling.model_copy(update={"max_new_tokens": most})
         lent = state.ema.swapped(state.model) if state.ema else contextlib.nullcontext()
         weights = "ema" if state.ema else "raw"
-        tokenizer = load_tokenizer(self.workspace.tokenizer)
         with lent:  # in the weights' own precision, as after release
             return draw(
-                state.model, tokenizer, evaluation.prompts, sampling, self.recipe.seed, weights
+                state.model,
+                self._tokenizer,
+                evaluation.prompts,
+                sampling,
+                self.recipe.seed,
+                weights,
             )

@@ -68,14 +68,14 @@ class Trainer:
         )
         self.eos_id = read_json(workspace.tokenizer / "report.json")["eos_id"]
         self.parent = workspace.checkpoint(self.settings.starts_from)
-        self.compiled = compiling.wanted(self.machine, self.settings, self.parent, self.device)
+        config = ModelConfig.from_dict(self.identity["model"])
+        self.compiled = compiling.wanted(self.machine, self.settings, config, self.device)
         layout = self.machine.parallel if world.size > 1 else "one"
         where = (phase, self.settings, self.device)
         how: dict[str, Any] = {"world": world, "layout": layout, "compiled": self.compiled}
         if self.resumed_from:
             self.state = TrainState.resume(*where, self.resumed_from, **how)
         else:
-            config = ModelConfig.from_dict(self.identity["model"])
             self.state = TrainState.start(*where, self.parent, config, **how)
         local = read_json(self.resumed_from / "local.json") if self.resumed_from else {}
         self.history_lines = local.get("history_lines", 0)
