@@ -108,6 +108,19 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone_and_is_counted(
     assert all(t.isfinite().all() for t in weights(work).values())
 
 
+def test_a_bad_step_where_a_phase_validates_and_ends_costs_no_more(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, {29, STEPS - 1}, break_gradients)
+    run(work, validate_every=0.5, select="best", select_on="letters/validation")
+    assert [e["step"] for e in events(work, "skipped")] == [30, STEPS]
+    state = read_json(work / "checkpoints/phase1/state.json")
+    assert state["step"] == STEPS and state["skipped"] == 2, "no sound step was ever validated"
+    validated = {r["step"] for r in logged(work) if r["kind"] == "validation"}
+    assert validated == {30, STEPS}
+    assert not [r for r in logged(work) if r["kind"] == "layers"], "their gradients say nothing"
+
+
 def test_too_many_bad_steps_in_a_row_stop_at_the_last_good_checkpoint(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

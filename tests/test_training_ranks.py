@@ -49,6 +49,11 @@ def equal(one: Path, other: Path) -> None:
     losses = [[r["loss"] for r in logged(root) if r["kind"] == "train"] for root in (one, other)]
     assert len(losses[0]) == 60
     assert losses[0] == pytest.approx(losses[1], abs=CLOSE)
+    norms = [
+        [r["grad_norms"] for r in logged(root) if r["kind"] == "layers"] for root in (one, other)
+    ]
+    for first, second in zip(*norms, strict=True):
+        assert first == pytest.approx(second, rel=1e-3)
     for name in ("model", "ema", "optimizer"):
         first, second = (
             load_file(root / f"checkpoints/phase1/{name}.safetensors") for root in (one, other)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
-from tasks.training.parallel import local
+from tasks.training.parallel import whole
 from tasks.training.state import TrainState
 
 
 def layer_norms(state: TrainState, grad_norm: float) -> dict[str, float]:
     """Norm of the last step's gradient, before clipping, of each block and of what is around them.
+
+    Every rank must ask.
 
     Args:
         grad_norm: of the whole gradient, before clipping.
@@ -25,6 +27,6 @@ def layer_norms(state: TrainState, grad_norm: float) -> dict[str, float]:
             continue
         parts = name.split(".")
         layer = ".".join(parts[:2]) if parts[0] == "layers" else parts[0]
-        square = local(parameter.grad).float().square().sum()
+        square = whole(parameter.grad.float().square().sum())
         squares[layer] = squares.get(layer, 0.0) + square.item()
     return {layer: round(math.sqrt(square) * scale, 6) for layer, square in squares.items()}

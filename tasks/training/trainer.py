@@ -138,7 +138,9 @@ class Trainer:
         if last or self.settings.is_due(self.settings.validate_every, state.step):
             self._validate(report)
         stop = self._must_stop() or self.selection.gave_up
-        if last or stop or self.settings.is_due(self.settings.checkpoint_every, state.step):
+        # while steps are skipped the weights may be broken already: the older ones are kept
+        due = self.settings.is_due(self.settings.checkpoint_every, state.step)
+        if last or stop or (due and not state.skipped_in_row):
             self._save()
         return not stop
 
@@ -182,7 +184,9 @@ class Trainer:
     def _validate(self, report: StepReport) -> None:
         state = self.state
         where = {"step": state.step, "tokens": state.tokens}
-        self.history.write("layers", **where, grad_norms=layer_norms(state, report.grad_norm))
+        norms = layer_norms(state, report.grad_norm)
+        if not report.skipped:  # its gradient may not be finite
+            self.history.write("layers", **where, grad_norms=norms)
         with self._pause("validation"):
             self.last_validation = validate(state, self.held_out, self.eos_id, self.micro_batch)
         for record in self.last_validation:
@@ -191,12 +195,12 @@ class Trainer:
             drawn = self.samples.draw()
         for record in drawn:
             self.history.write("sample", **where, **record)
-        if self.selection.see(state.step, self.last_validation):
+        if not state.skipped_in_row and self.selection.see(state.step, self.last_validation):
             self._save()
 
     def _save(self) -> None:
-        """Begin a checkpoint; not while steps are skipped, so that it is of a sound state."""
-        if self.saved_at == self.state.step or self.state.skipped_in_row:
+        """Begin a checkpoint, where this step has none yet."""
+        if self.saved_at == self.state.step:
             return
         self.saved_at = self.state.step
         with self._pause("checkpoint"):
