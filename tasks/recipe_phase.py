@@ -176,6 +176,11 @@ class Phase(Training, Mixture):
     def samples(self) -> int:
         return self.plan.tokens // self.seq_len
 
+    def samples_at(self, step: int) -> range:
+        """The samples that optimizer step ``step`` reads, all processes."""
+        now = self.plan.at(step)
+        return range(now.first // self.seq_len, (now.first + now.tokens) // self.seq_len)
+
     def rows(self, tokens_seen: int) -> int:
         """Rows that each sample is read in, after so many tokens: 1 but for a seq_len ramp."""
         length = ramped(self.seq_len_ramp, self.seq_len, tokens_seen, "seq_len_ramp")

@@ -150,9 +150,7 @@ class Tracer:
                 f"{phase} has no step {step:,}; its steps are 0 to {settings.steps - 1:,}",
                 exit_code=USAGE,
             )
-        now = settings.plan.at(step)
-        first = now.first // settings.seq_len
-        return range(first, first + now.tokens // settings.seq_len)
+        return settings.samples_at(step)
 
     def find(
         self, text: str, phase: str | None = None, ignore_case: bool = False, most: int = 20

@@ -58,8 +58,8 @@ def samples_of(settings: Phase, step: int, world: World) -> tuple[int, int]:
 
     Raises UserError where the ranks cannot share the step's samples evenly.
     """
-    now = settings.plan.at(step)
-    count = now.tokens // settings.seq_len
+    samples = settings.samples_at(step)
+    count = len(samples)
     if count % world.size:
         raise UserError(
             f"a step of {count} samples cannot be shared by {world.size} processes",
@@ -67,7 +67,7 @@ def samples_of(settings: Phase, step: int, world: World) -> tuple[int, int]:
             hint=f"use a number of processes that divides {count}, or another batch_tokens",
         )
     share = count // world.size
-    return now.first // settings.seq_len + world.rank * share, share
+    return samples[world.rank * share], share
 
 
 def read_batch(reader: Reader, settings: Phase, step: int, world: World) -> Batch:

@@ -140,14 +140,12 @@ def update(state: TrainState, loss: float, spike: bool) -> tuple[float, str | No
 
 
 def _stuck(state: TrainState, loss: float, norm: float) -> UserError:
-    now = state.settings.plan.at(state.step)
-    first = now.first // state.settings.seq_len
-    last = (now.first + now.tokens) // state.settings.seq_len - 1
+    samples = state.settings.samples_at(state.step)
     return UserError(
-        f"step {state.step} of {state.phase}: loss {loss}, gradient norm {norm}, samples {first} "
-        f"to {last}; {state.skipped_in_row} steps in a row could not be used",
+        f"step {state.step} of {state.phase}: loss {loss}, gradient norm {norm}, samples "
+        f"{samples[0]} to {samples[-1]}; {state.skipped_in_row} steps in a row could not be used",
         hint="lower lr or grad_clip, or use precision fp32; the last checkpoint is from before. "
-        f"Look at the samples: phasewise data trace {state.phase} {first}",
+        f"Look at the samples: phasewise data trace {state.phase} {samples[0]}",
         exit_code=NON_FINITE,
     )
 
