@@ -47,6 +47,8 @@ class Experts(nn.Module):
         self.gate = Linear(config.d_model, config.n_experts)
         self.experts = nn.ModuleList(SwiGLU(config) for _ in range(config.n_experts))
         self.shared_expert = SwiGLU(config) if config.shared_expert else None
+        # rows of the tables must be whole multiples of 16 bytes for the grouped product
+        self.can_group = config.d_model % 8 == 0 and config.d_ff % 8 == 0
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """x (B, T, C) -> (B, T, C), and what the router did."""
@@ -99,13 +101,44 @@ class Experts(nn.Module):
         k = chosen.shape[-1]
         ranked, order = chosen.flatten().sort(stable=True)
         every = torch.arange(self.n_experts, device=x.device)
-        ends = torch.searchsorted(ranked, every, right=True).tolist()
-        *runs, homeless = x[order // k].tensor_split(ends)
+        ends = torch.searchsorted(ranked, every, right=True, out_int32=True)
+        rows = x[order // k]
+        # The loop asks the device where the runs end: a wait on a GPU, a break in a compiled graph.
+        group = self.can_group and (x.is_cuda or torch.compiler.is_compiling())
+        if group and (dtype := _matmul_dtype(x)) is torch.bfloat16:
+            outputs = self._grouped(rows.to(dtype), ends)
+        else:
+            outputs = self._one_by_one(rows, ends.tolist())
+        back = outputs[order.argsort()].unflatten(0, (-1, k))
+        return (back * weights.flatten(0, 1).unsqueeze(-1).to(back.dtype)).sum(dim=1)
+
+    def _one_by_one(self, rows: Tensor, ends: list[int]) -> Tensor:
+        """Rows (m, C) sorted by expert, and where each run ends -> (m, C), zero after the last."""
+        *runs, homeless = rows.tensor_split(ends)
         # An expert without tokens runs too: its gradient is then zero on every rank, not absent.
         outputs = [expert(run) for expert, run in zip(self.experts, runs, strict=True)]
-        outputs.append(torch.zeros_like(homeless, dtype=outputs[0].dtype))
-        back = torch.cat(outputs)[order.argsort()].unflatten(0, (-1, k))
-        return (back * weights.flatten(0, 1).unsqueeze(-1).to(back.dtype)).sum(dim=1)
+        return torch.cat([*outputs, torch.zeros_like(homeless, dtype=outputs[0].dtype)])
+
+    def _grouped(self, rows: Tensor, ends: Tensor) -> Tensor:
+        """The same as one matrix product for all experts, the ends (N,) left on the device."""
+        # The product neither reads nor writes what stands after the last run, forward or backward,
+        # so that is whatever was there before: it is put to zero at every door.
+        has_home = (torch.arange(len(rows), device=rows.device) < ends[-1]).unsqueeze(1)
+
+        def product(rows: Tensor, name: str) -> Tensor:
+            tables = torch.stack([getattr(expert, name).weight for expert in self.experts])
+            result = nn.functional.grouped_mm(rows, tables.to(rows.dtype).mT, offs=ends)
+            return torch.where(has_home, result, 0.0)
+
+        rows = torch.where(has_home, rows, 0.0)
+        hidden = nn.functional.silu(product(rows, "gate_proj")) * product(rows, "up_proj")
+        return product(torch.where(has_home, hidden, 0.0), "down_proj")
+
+
+def _matmul_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a linear map of x runs: autocast's where that is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def balance_loss(share: Tensor, probability: Tensor) -> Tensor:

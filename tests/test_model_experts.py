@@ -161,3 +161,34 @@ def test_the_report_holds_the_weighted_losses_and_the_load_of_each_layer():
 def test_a_dense_model_reports_nothing():
     model = lively_model(config(n_experts=None))
     assert model.loss(random_ids(1, 4), random_ids(1, 4))[2] == {}
+
+
+def values_and_gradients(experts: Experts, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _ = experts(x)
+    y.float().square().sum().backward()
+    found = {name: p.grad.clone() for name, p in experts.named_parameters()}
+    experts.zero_grad()
+    return found | {"x": x.grad, "y": y.detach()}
+
+
+@pytest.mark.parametrize("capacity", [None, 0.6])
+def test_one_grouped_product_gives_what_the_loop_over_experts_gives(monkeypatch, capacity):
+    experts = layer(d_ff=16, n_experts_per_token=2, moe_capacity_factor=capacity).train()
+    one_by_one = values_and_gradients(experts, some_input())
+    assert (capacity is None) == (experts(some_input())[1].dropped == 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        patch.setattr(experts, "_one_by_one", None)
+        grouped = values_and_gradients(experts, some_input())
+    assert grouped.keys() == one_by_one.keys()
+    for name, value in grouped.items():
+        torch.testing.assert_close(value, one_by_one[name], rtol=0.02, atol=0.07, msg=name)
+
+
+def test_experts_are_one_graph_when_they_are_compiled():
+    experts = layer(d_ff=16, n_experts_per_token=2, moe_capacity_factor=0.6).train()
+    compiled = torch.compile(experts, backend="eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(compiled(some_input())[0], experts(some_input())[0])
