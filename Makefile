@@ -7,6 +7,10 @@ export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+export HF_UPDATE_DOWNLOAD_COUNTS := false
+export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
+export PREFECT_RESULTS_DEFAULT_SERIALIZER := json
 # dvc and the stages it runs must find this environment's python
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.common import Table, versions
 from tasks.files import write_text
 
-MODULES = ("model", "train", "decode", "reader", "encode", "dedup", "cleaning")
+MODULES = ("model", "train", "decode", "reader", "encode", "dedup", "cleaning", "orchestration")
 PACKAGES = ("torch", "transformers")
 
 

@@ -25,7 +25,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tasks.hardware import hardware
 from tasks.units import show_bytes, show_count
+
+__all__ = ["Row", "Table", "hardware", "main", "take_turns", "versions"]
 
 
 @dataclass(frozen=True)
@@ -128,20 +131,6 @@ def take_turns(
     return seconds
 
 
-def hardware() -> str:
-    """Processor, cores, threads and the vector instructions that decide speed; the GPU if any."""
-    import torch
-
-    flags = [flag for flag in _VECTORS if flag in _cpu("flags").split()]
-    processor = _cpu("model name") or platform.processor() or platform.machine()
-    text = f"{processor}, {_cores()} cores, {torch.get_num_threads()} torch threads"
-    if flags:
-        text += f", {' '.join(flags)}"
-    if torch.cuda.is_available():
-        text += f", {torch.cuda.get_device_name()}"
-    return text
-
-
 def versions(*packages: str) -> str:
     """``torch 2.13.0, transformers 5.23.0`` and Python's own."""
     from importlib.metadata import version
@@ -160,22 +149,6 @@ def main(bench: Callable[[], Table]) -> None:
     table.print()
     if given.json:
         given.json.write_text(json.dumps(asdict(table)), "utf-8")
-
-
-_VECTORS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve")
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu(key: str) -> str:
-    """A line of /proc/cpuinfo; nothing where there is none."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def _show(value: float, unit: str) -> str:

@@ -1,17 +1,20 @@
 """What a person sees of a stage in Prefect's UI beside its log.
 
-While a phase trains, a progress bar follows the history that the trainer writes; when it is done, a
-page shows its losses and samples. The report is shown where it stands. Showing is never allowed to
-hold up or fail the work: it happens in a thread of its own, and its troubles end as one warning.
+While a phase trains, a progress bar follows the history that the trainer writes, and a page shows
+its curve, measures and samples so far. The report is shown where it stands. Showing is never
+allowed to hold up or fail the work: it happens in a thread of its own, and its troubles end as one
+warning.
 """
 
 from __future__ import annotations
 
+import base64
 import contextvars
 import json
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +27,17 @@ from prefect.artifacts import (
     create_progress_artifact,
     update_progress_artifact,
 )
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_run_logger
 
+from tasks import recipe as recipes
+from tasks.report.plots import Line, chart, smooth, standalone, thin
 from tasks.units import show_count, show_seconds
 from tasks.workspace import Workspace
 
 PUBLISH_SECONDS = 5.0
+PAGE_SECONDS = 30.0
 _TABLE_ROWS = 12
 
 
@@ -40,36 +48,47 @@ def showing(address: str, root: Path) -> Iterator[Callable[[], None]]:
     logger, workspace = get_run_logger(), Workspace(root)
 
     def outcome() -> None:
-        if stage == "train":
-            _try(logger, lambda: show_training(workspace, name))
-        elif stage == "report":
+        if stage == "report":
             _try(logger, lambda: show_report(workspace))
 
-    if stage != "train":
-        yield outcome
-        return
-    with Follower(workspace.run(name) / "history.jsonl", name, logger):
+    if stage == "train":
+        with Follower(workspace, name, logger) as follower:
+            yield follower.finish
+    else:
         yield outcome
 
 
 class Follower:
-    """A progress bar that follows ``runs/<phase>/history.jsonl`` as it grows."""
+    """A progress bar and a page that follow ``runs/<phase>/history.jsonl`` as it grows."""
 
-    def __init__(self, history: Path, phase: str, logger: Any) -> None:
-        self._history, self._phase, self._logger = history, phase, logger
+    def __init__(self, workspace: Workspace, phase: str, logger: Any) -> None:
+        self._workspace, self._phase, self._logger = workspace, phase, logger
+        self._history = workspace.run(phase) / "history.jsonl"
         self._before = self._stamp()
         self._offset = 0
         self._total = 0
         self._train: dict[str, Any] = {}
-        self._artifact: UUID | None = None
+        self._bar: UUID | None = None
+        self._page: UUID | None = None
+        self._next_page = time.monotonic() + PAGE_SECONDS
         self._stopped = threading.Event()
-        context = contextvars.copy_context()  # so that the bar belongs to the task run
+        context = contextvars.copy_context()  # so that what is shown belongs to the task run
         self._thread = threading.Thread(target=context.run, args=(self._run,), daemon=True)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Follower:
         self._thread.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def finish(self) -> None:
+        """The page of the whole phase."""
+        self._end()
+        history = self._workspace.metrics(self._phase) / "history.jsonl"
+        _try(self._logger, lambda: self._show_page(history))
+
+    def _end(self) -> None:
         self._stopped.set()
         self._thread.join(timeout=PUBLISH_SECONDS)
 
@@ -83,20 +102,40 @@ class Follower:
     def _publish(self) -> None:
         if not self._read() or not self._total:
             return
-        done = self._train["tokens"]
-        percent = min(100.0, 100 * done / self._total)
-        rate = self._train.get("tokens_per_second") or 0
-        left = f" · {show_seconds((self._total - done) / rate)} left" if rate else ""
-        description = (
-            f"**{self._phase}**: {show_count(done)} of {show_count(self._total)} tokens · "
-            f"loss {self._train['loss']:.3f} · {show_count(float(rate))} tokens/s{left}"
-        )
-        if self._artifact is None:
-            self._artifact = create_progress_artifact(
+        percent = min(100.0, 100 * self._train["tokens"] / self._total)
+        description = self._describe()
+        if self._bar is None:
+            self._bar = create_progress_artifact(
                 percent, key=_key(f"{self._phase}-progress"), description=description
             )
         else:
-            update_progress_artifact(self._artifact, percent, description=description)
+            update_progress_artifact(self._bar, percent, description=description)
+        if time.monotonic() >= self._next_page:
+            self._next_page = time.monotonic() + PAGE_SECONDS
+            self._show_page(self._history)
+
+    def _describe(self) -> str:
+        done, rate = self._train["tokens"], float(self._train.get("tokens_per_second") or 0)
+        left = f"{show_seconds((self._total - done) / rate)} left" if rate else "time left unknown"
+        return (
+            f"**{self._phase}**: {show_count(done)} of {show_count(self._total)} tokens · "
+            f"loss {self._train['loss']:.3f} · {show_count(rate)} tokens/s · "
+            f"{left if done < self._total else 'trained'}"
+        )
+
+    def _show_page(self, history: Path) -> None:
+        lines = history.read_bytes().split(b"\n")[:-1]  # what follows the last is being written
+        records = [json.loads(line) for line in lines]
+        page = training_page(self._phase, records, record_link(self._workspace, records))
+        if self._page is None:
+            self._page = create_markdown_artifact(
+                page,
+                key=_key(f"{self._phase}-training"),
+                description=f"Curve, measures and samples of {self._phase}",
+            )
+        else:
+            with get_client(sync_client=True) as client:
+                client.update_artifact(self._page, ArtifactUpdate(data=page))
 
     def _stamp(self) -> tuple[int, int] | None:
         if not self._history.is_file():
@@ -123,36 +162,68 @@ class Follower:
         return new
 
 
-def show_training(workspace: Workspace, phase: str) -> None:
-    """A page with the losses and the last samples of a finished phase."""
-    history = workspace.metrics(phase) / "history.jsonl"
-    if history.is_file():
-        records = [json.loads(line) for line in history.read_text("utf-8").splitlines()]
-        create_markdown_artifact(
-            training_page(phase, records),
-            key=_key(f"{phase}-training"),
-            description=f"Losses and samples of {phase}",
-        )
+def training_page(phase: str, records: list[dict[str, Any]], link: str) -> str:
+    """Markdown of a training history: the curve, held-out measures, the last samples, losses.
 
-
-def training_page(phase: str, records: list[dict[str, Any]]) -> str:
-    """Markdown of a training history: losses, held-out measures, samples of the last step."""
+    Args:
+        phase: its name.
+        records: of its history.jsonl.
+        link: markdown that leads to the tracking server's record.
+    """
     kinds: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "sample": []}
     for record in records:
         kinds.setdefault(record["kind"], []).append(record)
-    lines = [f"# {phase}", "", "| tokens | loss | learning rate | tokens/s |", "|--:|--:|--:|--:|"]
-    for r in _thinned(kinds["train"]):
-        rate = show_count(float(r.get("tokens_per_second") or 0))
-        lines.append(f"| {show_count(r['tokens'])} | {r['loss']:.4f} | {r['lr']:.2e} | {rate} |")
+    train = kinds["train"]
+    lines = [f"# {phase}", "", link, "", *loss_image(phase, train)]
     if held_out := _of_last_step(kinds["validation"]):
-        lines += ["", "## Held-out text", ""]
+        lines += ["", f"## Held-out text after {show_count(held_out[0]['tokens'])} tokens", ""]
         lines += ["| set | weights | bits per byte | perplexity |", "|--|--|--:|--:|"]
         for r in held_out:
             figures = f"{r['bits_per_byte']:.4f} | {r['perplexity']:.2f}"
             lines.append(f"| {r['set']} | {r['weights']} | {figures} |")
-    for r in _of_last_step(kinds["sample"]):
-        lines += ["", f"**{r['prompt']}**", "", *(f"    {t}" for t in r["text"].splitlines())]
+    if samples := _of_last_step(kinds["sample"]):
+        lines += ["", f"## Samples after {show_count(samples[0]['tokens'])} tokens"]
+    for r in samples:
+        lines += [
+            "",
+            f"**{r['prompt'].strip()}**",
+            "",
+            *(f"    {t}" for t in r["text"].splitlines()),
+        ]
+    lines += ["", "## Training", "", "| tokens | loss | learning rate | tokens/s |"]
+    lines += ["|--:|--:|--:|--:|"]
+    for r in _thinned(train):
+        rate = show_count(float(r.get("tokens_per_second") or 0))
+        lines.append(f"| {show_count(r['tokens'])} | {r['loss']:.4f} | {r['lr']:.2e} | {rate} |")
     return "\n".join(lines) + "\n"
+
+
+def loss_image(phase: str, train: list[dict[str, Any]]) -> list[str]:
+    """The loss curve as a line of markdown that needs no other file: an SVG within the page."""
+    if not train:
+        return []
+    xs, ys = [float(r["tokens"]) for r in train], [float(r["loss"]) for r in train]
+    lines = [Line(phase, *thin(xs, ys), style="faint"), Line(phase, *thin(xs, smooth(ys)))]
+    svg = standalone(chart(lines, f"Training loss of {phase}", "tokens", "nats a token"))
+    svg = svg.replace("<svg", '<svg width="640"', 1)
+    return [f"![loss](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"]
+
+
+def record_link(workspace: Workspace, records: list[dict[str, Any]]) -> str:
+    """Where MLflow has the phase: a link to its run, or the command that opens the record."""
+    from tasks.registry import provenance
+    from tasks.registry.mlflow_store import Store
+
+    where = provenance.shown_uri(workspace.root)
+    if not where.startswith(("http://", "https://")):
+        return f"`make mlflow` opens the record of this phase and the others ({where})."
+    if not (key := next((r["run_key"] for r in records if "run_key" in r), None)):
+        return f"MLflow: <{where}>"
+    store = Store(workspace.root, quick=True)
+    experiment = store.experiment(recipes.load(workspace.root / "params.yaml").name)
+    if not (run := store.run(experiment, key)):
+        return f"MLflow: <{where}/#/experiments/{experiment}>"
+    return f"[The phase in MLflow]({where}/#/experiments/{experiment}/runs/{run.info.run_id})"
 
 
 def show_report(workspace: Workspace) -> None:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.events.worker import EventsWorker
@@ -25,6 +26,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_HOME,
+    PREFECT_PROFILES_PATH,
     temporary_settings,
 )
 
@@ -32,7 +34,7 @@ from flows import dag
 from flows.automation import watch_silence
 from flows.dag import Dag
 from flows.outcome import exit_code
-from flows.services import temporary_server
+from flows.services import client_settings, read_profile, temporary_server
 from tasks.errors import UNAVAILABLE, UserError
 
 _DRAIN_SECONDS = 10
@@ -55,6 +57,14 @@ def main(
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except httpx.TransportError as error:  # finished stages are whole, and are not run again
+        print(
+            f"error: the Prefect server is gone ({type(error).__name__}): how the run ended could "
+            "not be recorded\nhint: run the same command again, once the server is up or with "
+            "PREFECT_API_URL unset: what is done stays",
+            file=sys.stderr,
+        )
+        sys.exit(UNAVAILABLE)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
@@ -69,7 +79,9 @@ def server() -> Iterator[None]:
     """
     url = PREFECT_API_URL.value()
     if url and healthy(url):
-        yield
+        ours = read_profile(PREFECT_PROFILES_PATH.value()) == url
+        with temporary_settings(client_settings(url) if ours else {}):
+            yield
         return
     if os.environ.get("PREFECT_API_URL"):
         raise UserError(
@@ -81,7 +93,7 @@ def server() -> Iterator[None]:
     print("no Prefect server is up (`make up`): starting a temporary one", file=sys.stderr)
     with (
         temporary_server(Path(PREFECT_HOME.value()), healthy) as url,
-        temporary_settings({PREFECT_API_URL: url}),
+        temporary_settings(client_settings(url)),
     ):
         watch_silence()
         try:
@@ -120,5 +132,9 @@ def _parser(function: Callable[..., Any]) -> argparse.ArgumentParser:
             parser.add_argument(option, default=default, action=action, help=helps[name])
         else:
             kind = next(t for t in typing.get_args(types[name]) if t is not type(None))
-            parser.add_argument(option, default=default, type=kind, help=helps[name])
+            many: dict[str, Any] = (
+                {"action": "append", "metavar": "KEY=VALUE"} if kind == list[str] else {}
+            )
+            kind = str if many else kind
+            parser.add_argument(option, default=default, type=kind, help=helps[name], **many)
     return parser

@@ -6,6 +6,7 @@ one: ``dedup``, ``train@phase2``. A target is an address, or a name that stands 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 from tasks import recipe
 from tasks.errors import BAD_DATA, BUSY, NO_INPUT, USAGE, UserError, nearest
+from tasks.files import alive
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,22 @@ def stale(addresses: Iterable[str]) -> list[str]:
     with _repository() as repository:
         changed = repository.status(targets=addresses) if addresses else {}
     return [address for address in addresses if address in changed]
+
+
+def at_work() -> list[int]:
+    """The processes that run a stage here now, by DVC's own notes (.dvc/tmp/rwlock).
+
+    Raises UserError (exit code 75) where DVC is writing the notes just now.
+    """
+    with _repository() as repository:
+        path = Path(repository.tmp_dir) / "rwlock"
+        try:
+            held = json.loads(path.read_bytes()) if path.is_file() else {}
+        except json.JSONDecodeError:
+            raise UserError("DVC is beginning or ending a stage", exit_code=BUSY) from None
+    entries = [entry for part in held.values() for entry in part.values()]
+    owners = [o for entry in entries for o in (entry if isinstance(entry, list) else [entry])]
+    return sorted({owner["pid"] for owner in owners if alive(owner["pid"])})
 
 
 @contextmanager

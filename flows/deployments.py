@@ -67,5 +67,5 @@ def register(client: SyncPrefectClient, phases: Iterable[str], root: Path) -> li
 def _remove_others(client: SyncPrefectClient, flow: str, names: set[str]) -> None:
     of_flow = FlowFilter.model_validate({"name": {"any_": [flow]}})
     for deployment in client.read_deployments(flow_filter=of_flow):
-        if deployment.name not in names:
+        if deployment.work_pool_name == POOL and deployment.name not in names:
             client.delete_deployment(deployment.id)

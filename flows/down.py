@@ -18,7 +18,6 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.settings import (
-    PREFECT_API_URL,
     PREFECT_HOME,
     PREFECT_PROFILES_PATH,
     temporary_settings,
@@ -26,7 +25,7 @@ from prefect.settings import (
 from prefect.states import Cancelling
 
 from flows.deployments import POOL
-from flows.services import Service, read_profile
+from flows.services import Service, client_settings, read_profile
 from tasks.errors import UserError
 
 CANCEL_SECONDS = 45.0  # a worker gives a run 30
@@ -39,7 +38,7 @@ def down() -> list[str]:
     home, profile = Path(PREFECT_HOME.value()).resolve(), PREFECT_PROFILES_PATH.value()
     server, worker = Service("server", home), Service("worker", home)
     if worker.running and server.running and (url := read_profile(profile)):
-        with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+        with temporary_settings(client_settings(url)), get_client(sync_client=True) as client:
             try:
                 _cancel_runs(client)
             except httpx.HTTPError as error:

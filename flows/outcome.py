@@ -6,11 +6,14 @@ A failure is told in words (a UserError), and never with a traceback.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from typing import Any
 
+import httpx
 from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.states import Failed
 
 from tasks.errors import BUSY, INTERNAL, UNAVAILABLE, UserError
@@ -54,12 +57,13 @@ class InWords(logging.Filter):
     """Keeps tracebacks of errors that speak for themselves out of the logs of runs.
 
     Prefect's engine logs one for every failed flow, and an empty one for a state that was returned.
+    A server that does not answer is said in a line.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not isinstance(record.exc_info, tuple):
             return True
-        if record.exc_info[0] is None:
+        if record.exc_info[0] is None or isinstance(record.exc_info[1], httpx.TransportError):
             record.exc_info = None
         return not (record.exc_info and isinstance(record.exc_info[1], UserError))
 
@@ -70,3 +74,21 @@ def speak_in_words() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(known, InWords) for known in logger.filters):
             logger.addFilter(InWords())
+
+
+def outlive_output() -> None:
+    """Have a run go on, or end in order, when nobody reads its output any more.
+
+    The worker that read it may be gone: rich, which Prefect logs with, would exit there and then,
+    and the run would never say how it ended.
+    """
+
+    def silence() -> None:
+        with open(os.devnull, "w") as nowhere:
+            for stream in (1, 2):
+                os.dup2(nowhere.fileno(), stream)
+
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    for handler in [h for logger in loggers for h in getattr(logger, "handlers", [])]:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.console.on_broken_pipe = silence

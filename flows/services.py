@@ -19,12 +19,19 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
+from platform import node
+from typing import Any
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_SERVER_API_AUTH_STRING,
+)
 
-from tasks.errors import UNAVAILABLE, UserError
+from flows.settings import settings
+from tasks.errors import UNAVAILABLE, USAGE, UserError
 from tasks.files import is_locked, write_text
 from tasks.process import guarded
 
@@ -35,31 +42,65 @@ _POLL_SECONDS = 0.2
 _LOG_LINES = 15
 
 
-class ServiceSettings(BaseSettings):
-    """Settings of this machine, from the environment or a git-ignored .env file."""
+def address() -> tuple[str, int]:
+    """Where the server listens: this machine alone, unless told.
 
-    model_config = SettingsConfigDict(env_prefix="PHASEWISE_", env_file=".env", extra="ignore")
-
-    prefect_port: int = Field(4200, ge=1, le=65535, description="port of the Prefect server")
-
-
-def port() -> int:
-    """The server's port: PHASEWISE_PREFECT_PORT, or 4200."""
-    try:
-        return ServiceSettings().prefect_port
-    except ValidationError as error:
-        first = error.errors()[0]
+    Raises UserError for an address that others can reach without a password: who reaches the
+    server runs commands on its workers.
+    """
+    host, number = settings().prefect_host, settings().prefect_port
+    if not _is_loopback(host) and not auth_string():
         raise UserError(
-            f"{first['msg']}, got {first['input']!r}", where="PHASEWISE_PREFECT_PORT"
+            f"other machines can reach {host}, and the server has no password",
+            where="PHASEWISE_PREFECT_HOST",
+            hint="set PREFECT_SERVER_API_AUTH_STRING=<user>:<password> in the environment or in "
+            "the git-ignored .env, or leave the host as it is",
+            exit_code=USAGE,
+        )
+    return host, number
+
+
+def auth_string() -> str | None:
+    """The server's password, ``user:password``; never written down nor printed here."""
+    return PREFECT_SERVER_API_AUTH_STRING.value() or None
+
+
+def client_settings(url: str) -> dict[Any, Any]:
+    """Prefect's settings for a client of our server at ``url``."""
+    password = PREFECT_API_AUTH_STRING.value() or auth_string()
+    return {PREFECT_API_URL: url} | ({PREFECT_API_AUTH_STRING: password} if password else {})
+
+
+def client_env(url: str) -> dict[str, str]:
+    """The same as an environment, for a child process."""
+    ours = {setting.name: str(value) for setting, value in client_settings(url).items()}
+    return os.environ | ours
+
+
+def base_url(host: str, number: int, *, seen_from_afar: bool = False) -> str:
+    """The address to use: of all interfaces, this machine's loopback or, from afar, its name."""
+    if host != "localhost" and ip_address(host).is_unspecified:
+        host = node() if seen_from_afar else HOST
+    return f"http://[{host}]:{number}" if ":" in host else f"http://{host}:{number}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        raise UserError(
+            f"expected an IP address, got {host!r}",
+            where="PHASEWISE_PREFECT_HOST",
+            hint=f"{HOST} is this machine alone",
         ) from None
 
 
-def check_free(number: int) -> None:
+def check_free(host: str, number: int) -> None:
     """Raise UserError where another program listens on the port."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, number))
+            probe.bind((host, number))
         except OSError:
             raise UserError(
                 f"port {number} is in use by another program",
@@ -140,18 +181,17 @@ def prefect(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "prefect", *arguments]
 
 
-def server_command(number: int) -> list[str]:
-    """The command of a server on a port of this machine alone."""
-    return prefect("server", "start", "--host", HOST, "--port", str(number))
+def server_command(host: str, number: int) -> list[str]:
+    """The command of a server."""
+    return prefect("server", "start", "--host", host, "--port", str(number))
 
 
-def server_env(number: int) -> dict[str, str]:
+def server_env(host: str, number: int) -> dict[str, str]:
     """Its environment: its own pages may ask it, pages of other sites may not."""
-    base = f"http://{HOST}:{number}"
-    return os.environ | {
-        "PREFECT_API_URL": f"{base}/api",
-        "PREFECT_SERVER_UI_API_URL": f"{base}/api",
-        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"{base},http://localhost:{number}",
+    near, far = base_url(host, number), base_url(host, number, seen_from_afar=True)
+    return client_env(f"{near}/api") | {
+        "PREFECT_SERVER_UI_API_URL": f"{far}/api",
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"{near},{far},http://localhost:{number}",
     }
 
 
@@ -170,8 +210,8 @@ def temporary_server(home: Path, healthy: Callable[[str], bool]) -> Iterator[str
     log = home / "temporary-server.log"
     with log.open("wb") as out:
         server = subprocess.Popen(
-            guarded(server_command(number), grace=5.0),
-            env=server_env(number),
+            guarded(server_command(HOST, number), grace=5.0),
+            env=server_env(HOST, number),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

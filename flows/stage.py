@@ -4,8 +4,7 @@
 
 So a flow does what ``dvc repro`` would have done, and ``dvc status`` is clean after it. A stage
 that DVC finds unchanged ends in a state named Cached. DVC answers every failure with 255, so what
-happened is learnt from its output. The task is called, never submitted: a thread cannot be
-interrupted, and the end of a cancelled flow must reach its stage.
+happened is learnt from its output.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ import os
 import re
 import sys
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed
 
+from flows import accelerator
 from flows.artifacts import showing
 from flows.outcome import TIMED_OUT, failed, signal_of, speak_in_words, worth_retrying
-from flows.supervise import supervise
+from flows.settings import settings
+from flows.supervise import Leash, Stopped, supervise
 from tasks.errors import BUSY
-from tasks.settings import settings
+from tasks.settings import settings as work_settings
 
 RETRY_DELAYS = [5.0, 30.0, 120.0]
 _STARTED = re.compile(r"Running stage '(.+)':")
@@ -51,20 +54,31 @@ _CHATTER = re.compile(
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def run_stage(address: str, force: bool = False, timeout: float | None = None) -> State[None]:
+def run_stage(
+    address: str,
+    force: bool = False,
+    unchanged: bool = False,
+    timeout: float | None = None,
+    leash: Leash | None = None,
+) -> State[None]:
     """Bring one stage up to date.
 
     Args:
         address: e.g. ``train@phase2``.
         force: run it even if DVC finds it unchanged, from the beginning (a retry goes on from where
             the attempt before it ended).
-        timeout: seconds after which it is stopped.
+        unchanged: whether DVC was just asked and found nothing to do.
+        timeout: seconds after which it is stopped, not counting a wait for the accelerator.
+        leash: ends it when pulled.
 
     Returns:
-        Completed, Cached (nothing to do), TimedOut, or Failed with what the stage said.
+        Completed, Cached (nothing to do), TimedOut, Cancelled (the leash was pulled), or Failed
+        with what the stage said.
     """
     speak_in_words()
-    logger = get_run_logger()
+    if unchanged and not force:
+        return _cached(address)
+    logger, leash = get_run_logger(), leash or Leash()
     heard = Heard(logger)
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", address]
     env = _environment()
@@ -72,17 +86,34 @@ def run_stage(address: str, force: bool = False, timeout: float | None = None) -
         command.append("--force")
         env["PHASEWISE_RESTART"] = str(task_run.run_count == 1).lower()
     try:
-        with showing(address, Path()) as show:
-            code = supervise(command, heard.line, env=env, timeout=timeout)
+        with _its_turn(address, leash, logger) as keep, showing(address, Path()) as show:
+            code = supervise(command, heard.line, env=env, timeout=timeout, leash=leash, keep=keep)
             if code == 0 and heard.started:
                 show()
     except TimeoutError as error:
         return failed(f"{address} was {error}; run it again to go on", BUSY, name=TIMED_OUT)
+    except Stopped:
+        return Cancelled(message=f"{address} was stopped; run it again to go on")
     if code == 0:
-        if heard.started:
-            return Completed(message=f"{address} is done")
-        return Completed(name="Cached", message=f"{address} is unchanged")
+        return Completed(message=f"{address} is done") if heard.started else _cached(address)
     return failed(f"{address} {heard.reason}", heard.exit_code or code)
+
+
+def _cached(address: str) -> State[None]:
+    return Completed(name="Cached", message=f"{address} is unchanged")
+
+
+@contextmanager
+def _its_turn(
+    address: str, leash: Leash, logger: logging.Logger | logging.LoggerAdapter[Any]
+) -> Iterator[list[int]]:
+    """The turn of a stage that needs the accelerator; yields the descriptors of its lock."""
+    if not accelerator.needed_by(address):
+        yield []
+        return
+    who = f"process {os.getpid()} ({address} in {Path.cwd()})"
+    with accelerator.held(settings().accelerator, who, leash, logger) as lock:
+        yield [lock]
 
 
 class Heard:
@@ -142,7 +173,7 @@ def _level(line: str) -> int:
 
 def _environment() -> dict[str, str]:
     """For dvc and the stage below it: this Python first, lines as they come and not too many."""
-    known = settings().model_fields_set
+    known = work_settings().model_fields_set
     defaults = {} if "log_every_seconds" in known else {"PHASEWISE_LOG_EVERY_SECONDS": "15"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return defaults | os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"}

@@ -3,7 +3,8 @@
     python -m flows.up
 
 Both go on when the terminal is closed, keep their state in .prefect/, and listen on this machine
-alone. Doing it twice is fine: what runs is left alone, and the deployments follow the recipe.
+alone unless told. Doing it twice is fine: what runs is left alone, and the deployments follow the
+recipe.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import argparse
 import os
 import sys
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from platform import node
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import (
-    PREFECT_API_URL,
     PREFECT_HOME,
     PREFECT_PROFILES_PATH,
     temporary_settings,
@@ -28,10 +30,13 @@ from flows.automation import watch_silence
 from flows.command import healthy
 from flows.deployments import POOL, create_pool, register
 from flows.services import (
-    HOST,
     Service,
+    address,
+    auth_string,
+    base_url,
     check_free,
-    port,
+    client_env,
+    client_settings,
     prefect,
     read_profile,
     server_command,
@@ -53,13 +58,14 @@ def up() -> str:
     url = f"{base}/api"
     server.wait_for(lambda: healthy(url))
     write_profile(PREFECT_PROFILES_PATH.value(), url)
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+    with temporary_settings(client_settings(url)), get_client(sync_client=True) as client:
+        _check_password(client)
         create_pool(client)
         names = register(client, phases, Path.cwd())
         watch_silence()
         now = datetime.now(UTC)
         command = prefect("worker", "start", "--pool", POOL, "--name", node())
-        if worker.start(command, os.environ | {"PREFECT_API_URL": url}):
+        if worker.start(command, client_env(url)):
             worker.wait_for(lambda: _has_worker(client, now))
     print(_next_steps(base, home, names))
     return base
@@ -67,21 +73,36 @@ def up() -> str:
 
 def _start_server(server: Service) -> str:
     """Start the server unless it runs; returns its address."""
-    number = port()
-    base = f"http://{HOST}:{number}"
+    host, number = address()
+    base = base_url(host, number)
     if server.running:
         there = read_profile(PREFECT_PROFILES_PATH.value())
         if there not in (None, f"{base}/api"):
             raise UserError(
-                f"the server is up at {there}, not on port {number}",
+                f"the server is up at {there}, not at {base}/api",
                 where="PHASEWISE_PREFECT_PORT",
-                hint="`make down` first, or leave the port as it is",
+                hint="`make down` first, or leave host and port as they are",
                 exit_code=USAGE,
             )
         return base
-    check_free(number)
-    server.start(server_command(number), server_env(number))
+    check_free(host, number)
+    server.start(server_command(host, number), server_env(host, number))
     return base
+
+
+def _check_password(client: SyncPrefectClient) -> None:
+    """Raise UserError where the server, started earlier, has another password than ours."""
+    try:
+        client.read_work_pools(limit=1)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != HTTPStatus.UNAUTHORIZED:
+            raise
+        raise UserError(
+            "the server that runs does not take this password",
+            where="PREFECT_SERVER_API_AUTH_STRING",
+            hint="`make down` first, or set the one it was started with",
+            exit_code=USAGE,
+        ) from None
 
 
 def _has_worker(client: SyncPrefectClient, since: datetime) -> bool:
@@ -100,6 +121,8 @@ def _next_steps(base: str, home: Path, names: list[str]) -> str:
         "  stop both: make down",
         f"  in another folder, set PREFECT_API_URL={base}/api",
     ]
+    if auth_string():
+        lines.append("  elsewhere, set PREFECT_API_AUTH_STRING to the server's password too")
     if (other := os.environ.get("PREFECT_API_URL")) not in (None, "", f"{base}/api"):
         lines.append(f"  note: your PREFECT_API_URL={other} wins over this server; unset it")
     return "\n".join(lines)

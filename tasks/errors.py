@@ -7,6 +7,7 @@ again".
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 USAGE = 2  # the recipe or the command line is wrong: running again cannot help
@@ -16,6 +17,7 @@ NO_INPUT = 66  # an input file, model or phase is missing
 UNAVAILABLE = 69  # a service (hub, tracking server) did not answer
 INTERNAL = 70  # a fault of ours
 CANNOT_WRITE = 73  # no space or no permission
+IO_ERROR = 74  # the disk itself failed
 BUSY = 75  # somebody else holds it, or the work was interrupted: run the same command again
 
 
@@ -58,3 +60,29 @@ def unknown_name(kind: str, name: str, known: Iterable[str], **where: str) -> Us
     hint = f"did you mean {guess!r}? " if guess else ""
     hint += f"there are: {', '.join(names)}" if names else f"there is no {kind} at all"
     return UserError(f"no {kind} {name!r}", hint=hint, exit_code=NO_INPUT, **where)
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_SUCH_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def from_system(error: OSError, where: object) -> UserError | None:
+    """What the system refused, in words; None where that is rather a fault of ours.
+
+    Args:
+        where: the folder of the work, for an error that names no file.
+    """
+    place = str(error.filename or where)
+    again = "then run the same command again: what is finished stays"
+    if error.errno in _NO_SPACE:
+        hint, code = f"make room (`phasewise plan` says how much is needed), {again}", CANNOT_WRITE
+    elif error.errno in _REFUSED:
+        hint, code = f"give yourself permission, or work in another folder, {again}", CANNOT_WRITE
+    elif error.errno in _NO_SUCH_PLACE:
+        hint, code = f"move what stands there out of the way, {again}", CANNOT_WRITE
+    elif error.errno == errno.EIO:
+        hint, code = f"look at the disk (dmesg), {again}", IO_ERROR
+    else:
+        return None
+    return UserError(error.strerror or str(error), where=place, hint=hint, exit_code=code)

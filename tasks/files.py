@@ -12,12 +12,16 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tasks.errors import BAD_DATA, BUSY, NO_INPUT, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sync_folder(folder: Path) -> None:
@@ -66,13 +70,31 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_tensors(path: Path, named: dict[str, Tensor]) -> None:
+    """Write a safetensors file, in place: for a folder that takes its name when it is whole.
+
+    Raises OSError where the system refuses (safetensors hides that in an error of its own, and who
+    trains on after a full disk looks for an OSError).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(named, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            code = int(number[1])
+            raise OSError(code, os.strerror(code), str(path)) from error
+        raise
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises UserError where it is missing or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing", exit_code=NO_INPUT) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, no end of digits or brackets
         raise UserError(f"{path} is not valid JSON: {error}", exit_code=BAD_DATA) from None
 
 
@@ -84,7 +106,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.*.tmp"):
-        if not _alive(int(stale.name.rsplit(".", 2)[1])):
+        if not alive(int(stale.name.rsplit(".", 2)[1])):
             shutil.rmtree(stale)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.mkdir()
@@ -169,7 +191,8 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of that number runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

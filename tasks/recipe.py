@@ -37,6 +37,7 @@ __all__ = [
     "Dedup",
     "Evaluation",
     "Files",
+    "Gate",
     "HeldOut",
     "Hub",
     "Optimizer",
@@ -95,6 +96,16 @@ class Sampling(Section):
         return values
 
 
+class Benchmarks(Section):
+    """Tasks of lm-evaluation-harness that the released model is put to; none: it is not."""
+
+    tasks: list[str] = Field(default=[], description="names of the harness, or of tasks_from")
+    tasks_from: str | None = Field(
+        None, description="folder of JSON lines; null: the harness's own tasks, from the hub"
+    )
+    limit: int | None = Field(None, ge=1, description="examples of a task; null: all")
+
+
 class Evaluation(Section):
     """How a finished phase is measured, on every held-out set."""
 
@@ -102,8 +113,41 @@ class Evaluation(Section):
         None, description="tokens between windows; null: seq_len, so windows do not overlap"
     )
     max_tokens: Count | None = Field(None, description="cap on the tokens of a set; null: all")
+    documents: Literal["stream", "alone"] = Field(
+        "stream",
+        description="stream: one after another, as in training; alone: each by itself after an "
+        "EOS, its own EOS not counted, as lm-evaluation-harness does",
+    )
+    baseline_tokens: Count = Field(
+        20_000_000, description="training tokens that unigrams and 5-grams are counted from"
+    )
     prompts: list[str] = Field(default=["The "], min_length=1)
     sampling: Sampling = Sampling()
+    samples: int = Field(64, ge=1, description="continuations that text is measured on")
+    sample_tokens: int = Field(128, ge=4, description="of each, at most")
+    memorised_span: int = Field(50, ge=2, description="tokens that count as copied in one piece")
+    benchmarks: Benchmarks = Benchmarks()
+
+
+class Gate(Section):
+    """What a model must do to take the alias from the one that has it."""
+
+    sets: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="<source>/<split>; null: each source's test set, or validation without one",
+    )
+    level: float = Field(0.05, gt=0, lt=1, description="a difference with p below it is no noise")
+    max_regression: float = Field(
+        0.01, ge=0, description="bits per byte that may be lost on one set while most is won"
+    )
+    max_memorised: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="share of the model's samples that is training text, verbatim, above that of "
+        "held-out text",
+    )
 
 
 class Release(Section):
@@ -113,6 +157,7 @@ class Release(Section):
     weights: Literal["ema", "raw"] = "ema"
     alias: Name = "champion"
     license: str = Field("apache-2.0", description="of the weights")
+    gate: Gate | None = Field(Gate(), description="null: every release takes the alias")
 
 
 class Recipe(Section):

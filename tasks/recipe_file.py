@@ -1,7 +1,6 @@
 """From a YAML file to a valid Recipe, or to words that say what is wrong and where.
 
-YAML is read as DVC reads it (ruamel, YAML 1.2): ``3e-4`` is a number and a key that stands
-twice is an error, which other readers let pass.
+How the file itself is read, and what is refused there already, is tasks/yaml_file.py.
 """
 
 from __future__ import annotations
@@ -13,54 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent
 
 from model.config import ModelConfig
-from tasks.errors import NO_INPUT, UserError, nearest
+from tasks.errors import UserError, nearest
 from tasks.recipe import IMPORTED, INIT, Recipe, Training
+from tasks.yaml_file import read_yaml
 
-MAX_BYTES = 1_000_000
+__all__ = ["read_recipe", "read_yaml", "validate"]
+
 _MODEL = TypeAdapter(ModelConfig)
+_HINT = "recipes/*.yaml show every section; `phasewise check` looks again, without running anything"
 
 
 def read_recipe(path: Path) -> Recipe:
     """Read ``path``; raises UserError for everything that is wrong with it."""
     return validate(read_yaml(path), str(path))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping safely: no tags, no aliases, no duplicate keys, at most 1 MB."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing",
-            hint="copy one: phasewise recipes use demo",
-            exit_code=NO_INPUT,
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 text: {error}", where=str(path)) from None
-    if len(text) > MAX_BYTES:
-        raise UserError(f"larger than {MAX_BYTES:,} bytes: not a recipe", where=str(path))
-    try:
-        for event in YAML(typ="safe", pure=True).parse(text):
-            if isinstance(event, AliasEvent):
-                raise UserError(
-                    f"aliases (*{event.anchor}) are not allowed: write the value out",
-                    where=f"{path}:{event.start_mark.line + 1}",
-                )
-        value = YAML(typ="safe", pure=True).load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise UserError(error.problem or str(error), where=where) from None
-    except YAMLError as error:
-        raise UserError(str(error), where=str(path)) from None
-    if not isinstance(value, dict):
-        raise UserError(f"expected a mapping of keys, got {_kind(value)}", where=str(path))
-    return value
 
 
 def validate(raw: dict[str, Any], where: str = "params.yaml") -> Recipe:
@@ -75,7 +41,7 @@ def validate(raw: dict[str, Any], where: str = "params.yaml") -> Recipe:
     try:
         # JSON is the form in which a strict dataclass may be given as a mapping
         if "model" in raw:
-            sections["model"] = _MODEL.validate_json(json.dumps(raw["model"]))
+            sections["model"] = _MODEL.validate_json(json.dumps(raw["model"], default=str))
     except ValidationError as error:
         faults += [_explain(ModelConfig, item, "model") for item in error.errors()]
     if not faults:
@@ -87,7 +53,7 @@ def validate(raw: dict[str, Any], where: str = "params.yaml") -> Recipe:
         except ValidationError as error:
             faults = [_explain(Recipe, item) for item in error.errors()]
     if faults:
-        raise UserError("\n  ".join(dict.fromkeys(faults)), where=where)
+        raise UserError("\n  ".join(dict.fromkeys(faults)), where=where, hint=_HINT)
     return recipe
 
 
@@ -133,6 +99,12 @@ def _cross_check(recipe: Recipe) -> list[str]:
         faults.append(
             f"release.weights: 'ema', but phases.{recipe.release.phase}.ema_decay is null"
         )
+    for chosen in (recipe.release.gate and recipe.release.gate.sets) or []:
+        sets = [
+            f"{source}/{split}" for source in recipe.sources for split in ("validation", "test")
+        ]
+        if chosen not in sets:
+            faults.append(_no_such("release.gate.sets", "held-out set", chosen, sets))
     if recipe.model.vocab_size is not None:
         faults.append("model.vocab_size: comes from the tokenizer; set tokenizer.vocab_size")
     return faults
@@ -229,7 +201,3 @@ def _annotation(kind: Any, part: str) -> Any:
         models = [a for a in typing.get_args(found) if isinstance(a, type) and _hints(a)]
         found = models[0] if models else found
     return found
-
-
-def _kind(value: Any) -> str:
-    return "an empty file" if value is None else type(value).__name__

@@ -16,12 +16,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.errors import UserError
 from tasks.units import Count
+from tasks.workspace import home
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(
-        env_prefix="PHASEWISE_", env_file=".env", extra="ignore", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix="PHASEWISE_", extra="ignore", frozen=True)
 
     hub: Path | None = Field(
         None, description="folder that stands in for the hub: <id>/<config>/<split>-*.parquet"
@@ -68,7 +67,7 @@ class Settings(BaseSettings):
 def settings() -> Settings:
     """This machine's settings. Raises UserError for a value that cannot be."""
     try:
-        return Settings()
+        return Settings(_env_file=home(Path()) / ".env")
     except ValidationError as error:
         first = error.errors()[0]
         name = f"PHASEWISE_{str(first['loc'][0]).upper()}"

@@ -7,7 +7,6 @@ it a command, a header with its place in the story, and errors as words and an e
 from __future__ import annotations
 
 import argparse
-import errno
 import inspect
 import os
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import recipe as recipes
-from tasks.errors import CANNOT_WRITE, UserError
+from tasks.errors import UserError, from_system
 from tasks.recipe import Recipe
 from tasks.telemetry import quiet_telemetry
 from tasks.workspace import Workspace
@@ -39,6 +38,9 @@ def stages(recipe: Recipe) -> list[str]:
         *(f"train@{name}" for name in phases),
         *(f"export@{name}" for name in phases),
         *(f"evaluate@{name}" for name in phases),
+        *(f"baselines@{name}" for name in phases),
+        *(f"generate@{name}" for name in phases),
+        "benchmark",
         "register",
         "report",
     ]
@@ -75,18 +77,12 @@ def run(function: Callable[..., Any], root: Path, name: str | None = None) -> in
         if not one_of_many():
             print(f"[{known.index(address) + 1}/{len(known)}] {address}", flush=True)
         function(Workspace(root), recipe, *([name] if name else []))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    except (UserError, OSError) as error:
+        words = error if isinstance(error, UserError) else from_system(error, root)
+        if words is None:
             raise
-        print(
-            f"error: {error.strerror}: {error.filename or root}\n"
-            "hint: mend that, then run the same command again: what is finished stays",
-            file=sys.stderr,
-        )
-        return CANNOT_WRITE
+        print(f"error: {words}", file=sys.stderr)
+        return words.exit_code
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130

@@ -22,6 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+def home(root: Path) -> Path:
+    """Where this machine's own files lie (.env, mlflow.db): in ``root``, or in the project.
+
+    DVC runs a queued experiment in ``<project>/.dvc/tmp/exps/<name>``, and deletes that after it.
+    """
+    root = root.resolve()
+    for folder in root.parents:
+        if root.is_relative_to(folder / ".dvc/tmp/exps"):
+            return folder
+    return root
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The layout of one working folder. ``root`` holds params.yaml and dvc.yaml."""

@@ -1,8 +1,9 @@
 """The real dvc.yaml with commands that do no work: every stage writes a small file in a moment.
 
 A file in the project tells a stage to misbehave: ``fail-<stage>`` holds an exit code, ``die-<stage>``
-makes it end by SIGKILL once, ``slow-<stage>`` holds seconds to take. ``ran-<stage>`` has a line for
-every time it ran.
+makes it end by SIGKILL once, ``slow-<stage>`` holds seconds to take; ``fail-<stage>-<name>`` and
+``slow-<stage>-<name>`` speak to one source or phase. ``ran-<stage>`` has a line for every time it
+ran, ``spans`` one for each that ended well, with when it began and ended.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -20,10 +22,26 @@ from ruamel.yaml import YAML
 from tests.places import ROOT
 
 PARAMS = """\
+name: toy # a whole recipe, so that changes of it can be checked
+description: no work at all
 seed: 1
+sources: {sources}
+dedup: {{}}
+held_out: {{}}
+tokenizer: {{kind: byte_bpe, vocab_size: 320}}
+model: {{d_model: 32, n_layers: 2, n_heads: 2, d_ff: 64, max_seq_len: 32}}
+training:
+  seq_len: 32
+  batch_tokens: 64
 phases:
-  phase1: {starts_from: init, tokens: 1000}
-  phase2: {starts_from: phase1, tokens: 500}
+  phase1: {{starts_from: init, tokens: 1024, mixture: {mixture}}} # the long one
+  phase2:
+    starts_from: phase1
+    tokens: 512 # the short one
+    mixture: {mixture}
+    lr: 1e-3
+evaluation: {{}}
+release: {{phase: phase2}}
 """
 
 COMMAND = """\
@@ -31,6 +49,13 @@ import json, os, signal, sys, time
 from pathlib import Path
 
 stage, name, outputs = sys.argv[1], sys.argv[2], sys.argv[3:]
+began = time.time()
+
+def told(what):
+    # the content of a file that speaks to this stage
+    found = [Path(p) for p in (f"{what}-{stage}", f"{what}-{stage}-{name}") if Path(p).exists()]
+    return found[0].read_text() if found else None
+
 def write(path, text="{}"):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text)
@@ -43,9 +68,9 @@ def save_and_leave(*_):
 print(f"toy {stage} {name}", flush=True)
 with open(f"ran-{stage}", "a") as ran:
     ran.write(f"{name} {os.environ.get('PHASEWISE_RESTART')}\\n")
-if Path(f"fail-{stage}").exists():
+if code := told("fail"):
     print("error: toy.txt: it is broken\\nhint: mend it", file=sys.stderr, flush=True)
-    sys.exit(int(Path(f"fail-{stage}").read_text()))
+    sys.exit(int(code))
 if Path(f"die-{stage}").exists():
     Path(f"die-{stage}").unlink()
     os.kill(os.getpid(), signal.SIGKILL)
@@ -60,8 +85,8 @@ if stage == "train":
                 {"kind": "sample", "step": 10, "tokens": 1000, "prompt": "The ", "text": "end"}]
     history = "".join(json.dumps(record) + "\\n" for record in records)
     write(f"runs/{name}/history.jsonl", history)
-if Path(f"slow-{stage}").exists():
-    time.sleep(float(Path(f"slow-{stage}").read_text()))
+if seconds := told("slow"):
+    time.sleep(float(seconds))
 for path in outputs:
     if path.endswith("history.jsonl"):
         write(path, history)
@@ -70,6 +95,9 @@ for path in outputs:
     else:  # a folder, with a part for every source
         for source in ("stdlib", "packages"):
             write(f"{path}/{source}/x")
+with open("spans", "a") as spans:
+    address = stage if name == "-" else f"{stage}@{name}"
+    spans.write(f"{address} {began} {time.time()}\\n")
 """
 
 
@@ -77,7 +105,8 @@ def environment() -> dict[str, str]:
     """For commands in the toy's folder: this Python first, this repository importable."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    return kept | {"PATH": path, "PYTHONPATH": str(ROOT), "GIT_CONFIG_GLOBAL": os.devnull}
+    lock = {"PHASEWISE_ACCELERATOR_LOCK": ".prefect/accelerator.lock"}  # of the toy alone
+    return lock | kept | {"PATH": path, "PYTHONPATH": str(ROOT), "GIT_CONFIG_GLOBAL": os.devnull}
 
 
 def run(root: Path, *command: str, check: bool = True, **extra: str) -> str:
@@ -94,24 +123,22 @@ def make(root: Path, sources: Iterable[str] = ("stdlib", "packages")) -> Path:
     """Write the toy project into the empty folder ``root``."""
     yaml = YAML()
     story = yaml.load((ROOT / "dvc.yaml").read_text())
-    params = yaml.load(PARAMS) | {"sources": {source: {} for source in sources}}
+    named = ", ".join(f"{source}: {{installed: stdlib}}" for source in sources)
+    mixture = ", ".join(f"{source}: 1" for source in sources)
+    params = PARAMS.format(sources=f"{{{named}}}", mixture=f"{{{mixture}}}")
+    (root / "params.yaml").write_text(params)
     for name, stage in story["stages"].items():
         stage = stage.get("do", stage)
         key = "${key}" if "${key}" in stage["cmd"] else "-"
         outputs = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
         outputs = [next(iter(o)) if isinstance(o, dict) else o for o in outputs]  # with options
         stage["cmd"] = " ".join(["python toy.py", name, key, *outputs])
-        for param in stage.get("params", []):
-            section = params
-            for word in param.split(".${")[0].split("."):
-                section = section.setdefault(word, {})
-    for path, content in (("dvc.yaml", story), ("params.yaml", params)):
-        with (root / path).open("w") as file:
-            yaml.dump(content, file)
+    with (root / "dvc.yaml").open("w") as file:
+        yaml.dump(story, file)
     (root / "toy.py").write_text(COMMAND)
     (root / "model").mkdir()
     (root / "model/config.py").write_text("")
-    for path in ("prefect.toml", ".gitignore", ".dvcignore"):
+    for path in ("prefect.toml", "prefect.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / path, root / path)
     run(root, "git", "init", "-q")
     run(root, "dvc", "init", "-q")
@@ -129,6 +156,12 @@ def edit_params(root: Path, old: str, new: str) -> None:
 def times_run(root: Path, stage: str) -> int:
     path = root / f"ran-{stage}"
     return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def processes(root: Path) -> list[str]:

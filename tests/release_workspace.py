@@ -137,9 +137,10 @@ def write_evaluation(workspace: Workspace, phase: str) -> None:
         "seq_len": 256,
         "stride": 256,
         "weights": ["raw", "ema"],
-        "samples": [sample],
     }
-    write_json(workspace.evaluation(phase).with_suffix(".details.json"), details)
+    path = workspace.evaluation(phase)
+    write_json(path.with_suffix(".details.json"), details)
+    write_json(path.with_suffix(".generation.json"), {"samples": [sample], "measures": {}})
 
 
 def write_mix(workspace: Workspace, phase: str) -> None:
@@ -189,15 +190,19 @@ def write_data(workspace: Workspace) -> None:
         tokens = workspace.tokens(source)
         write_ledgers(tokens / "ledger.json", [encode])
         splits = {
-            name: {"tokens": count, "documents": 10, "text_bytes": 980}
-            for name, count in (("train", 70_123), ("validation", 1_234), ("test", 1_432))
+            name: {"tokens": count, "documents": documents, "text_bytes": 98 * documents}
+            for name, count, documents in (
+                ("train", 70_123, left - 31),
+                ("validation", 1_234, 10),
+                ("test", 1_432, 10),
+            )
         }
         write_json(tokens / "manifest.json", {"version": 1, "vocab_size": 4096, "splits": splits})
     write_ledgers(workspace.dedup / "ledger.json", dedup)
     write_tokenizer(workspace.tokenizer)
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, vocab_size: int = 300) -> None:
     """A byte-level BPE tokenizer of this file's text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -206,7 +211,7 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet
+        vocab_size=vocab_size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet
     )
     tokenizer.train([__file__], trainer)
     folder.mkdir(parents=True, exist_ok=True)
@@ -226,7 +231,7 @@ def write_export(workspace: Workspace, recipe: Recipe, phase: str, **network: An
 
     from model import ModelConfig, Transformer
     from tasks.release import export as exporter
-    from tasks.release.card import Facts
+    from tasks.release.card_parts import Facts
     from tasks.release.manifest import seal
 
     words = read_json(workspace.tokenizer / "report.json")
@@ -238,8 +243,7 @@ def write_export(workspace: Workspace, recipe: Recipe, phase: str, **network: An
     special = {"eos_token_id": words["eos_id"], "pad_token_id": words["eos_id"]}
     exporter.write_network(folder, model.eval(), special)
     exporter.write_generation_config(folder, recipe.evaluation.sampling, special)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(workspace.tokenizer / name, folder / name)
+    exporter.write_tokenizer(folder, workspace.tokenizer, config.max_seq_len)
     (folder / "README.md").write_text("to be written\n")
     facts = Facts(
         phase=phase,

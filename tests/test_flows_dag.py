@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from flows import dag, walk
+from tasks import recipe
 from tasks.errors import USAGE, UserError
+from tasks.stage import stages
 from tests import flows_toy
 
 
@@ -24,9 +26,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 @pytest.fixture
 def order(toy: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The toy as current folder; the order in which DVC ran it."""
-    root, stages = toy
+    root, ran = toy
     monkeypatch.chdir(root)
-    return stages
+    return ran
 
 
 @pytest.fixture
@@ -37,34 +39,29 @@ def seed_changed(order: list[str]) -> Iterator[None]:
 
 
 def test_the_order_is_the_one_in_which_dvc_repro_runs(order: list[str]) -> None:
-    assert len(order) == 20
     assert dag.load().stages == order
+    assert sorted(order) == sorted(stages(recipe.load()))  # as the work knows them
 
 
 def test_a_target_brings_all_it_stands_on_upstream_first_and_no_more(
     order: list[str],
 ) -> None:
-    stages = dag.stages_for(["train@phase1"])
-    assert stages[-1] == "train@phase1"
-    assert {"download@stdlib", "dedup", "init", "mix@phase1"} <= set(stages)
-    assert not {"train@phase2", "mix@phase2", "export@phase1", "report"} & set(stages)
+    chosen = dag.stages_for(["train@phase1"])
+    assert chosen[-1] == "train@phase1"
+    assert {"download@stdlib", "dedup", "init", "mix@phase1"} <= set(chosen)
+    assert not {"train@phase2", "mix@phase2", "export@phase1", "report"} & set(chosen)
     graph = dag.load().graph
-    for i, stage in enumerate(stages):
-        assert set(graph.successors(stage)) <= set(stages[:i])
+    for i, stage in enumerate(chosen):
+        assert set(graph.successors(stage)) <= set(chosen[:i])
 
 
 def test_a_name_stands_for_all_its_addresses(order: list[str]) -> None:
     pipeline = dag.load()
     assert pipeline.expand(["train"]) == ["train@phase1", "train@phase2"]
     assert pipeline.names("download") == ["stdlib", "packages"]
-    assert set(pipeline.after("train")) == {
-        "export@phase1",
-        "export@phase2",
-        "evaluate@phase1",
-        "evaluate@phase2",
-        "register",
-        "report",
-    }
+    after = pipeline.after("train")
+    assert {"export@phase1", "export@phase2", "evaluate@phase1", "register"} <= set(after)
+    assert after[-1] == "report" and not {"train@phase2", "mix@phase2", "init"} & set(after)
 
 
 def test_an_unknown_phase_is_refused_with_those_there_are(order: list[str]) -> None:
@@ -107,5 +104,5 @@ def test_a_busy_dvc_does_not_undo_a_walk_that_went_well(monkeypatch: pytest.Monk
     monkeypatch.setattr(dag, "stale", busy)
     assert walk._left_to_do(["report"]).endswith("is not known: held by process 7")
     monkeypatch.setattr(dag, "stale", list)
-    assert "out of date now: export@a, report" in walk._left_to_do(["export@a", "report"])
+    assert walk._left_to_do(["export@a", "report"]).startswith("out of date now: export@a, report")
     assert walk._left_to_do([]) == ""

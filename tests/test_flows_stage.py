@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import time
@@ -22,6 +24,7 @@ from flows.outcome import InWords, exit_code, failed, worth_retrying
 from flows.pretrain import pretrain
 from flows.stage import Heard, run_stage
 from tasks.errors import BUSY, NO_INPUT, UNAVAILABLE, USAGE, UserError
+from tasks.workspace import Workspace
 from tests import flows_toy
 
 STAGE = "download@stdlib"
@@ -123,12 +126,11 @@ def test_an_unknown_stage_is_a_failure_in_dvcs_words(toy: Path) -> None:
 
 
 def test_a_flow_stops_at_the_first_failure_with_its_message_and_exit_code(toy: Path) -> None:
-    (toy / "fail-clean").write_text(str(NO_INPUT))
+    (toy / "fail-clean-stdlib").write_text(str(NO_INPUT))
     state = pretrain("phase1", return_state=True)
     assert state.is_failed()
     assert exit_code(state) == NO_INPUT
     assert state.message is not None and state.message.startswith("clean@stdlib failed")
-    assert flows_toy.times_run(toy, "clean") == 1
     assert flows_toy.times_run(toy, "dedup") == 0
 
 
@@ -224,9 +226,10 @@ def test_progress_follows_a_history_that_grows_and_starts_afresh(
     def train(tokens: int) -> str:
         return line("train", tokens=tokens, loss=2.5, tokens_per_second=100.0)
 
-    history = tmp_path / "history.jsonl"
+    history = tmp_path / "runs/phase1/history.jsonl"
+    history.parent.mkdir(parents=True)
     history.write_text(line("run", total_tokens=1000) + train(999))
-    follower = artifacts.Follower(history, "phase1", logging.getLogger("quiet"))
+    follower = artifacts.Follower(Workspace(tmp_path), "phase1", logging.getLogger("quiet"))
     follower._publish()
     assert shown == []  # an earlier run's
     history.write_text(line("run", total_tokens=1000) + train(100) + '{"kind": "tra')
@@ -246,15 +249,22 @@ def test_the_page_of_a_phase_has_its_losses_measures_and_samples() -> None:
          "tokens_per_second": 5e4} for i in range(1, 101)
     ]  # fmt: skip
     records += [
-        {"kind": "validation", "step": 50, "set": "old", "weights": "raw", "bits_per_byte": 9.0,
+        {"kind": "validation", "step": 50, "tokens": 50_000, "set": "old", "weights": "raw", "bits_per_byte": 9.0,
          "perplexity": 9.0},
-        {"kind": "validation", "step": 100, "set": "news/validation", "weights": "ema",
-         "bits_per_byte": 1.25, "perplexity": 20.0},
-        {"kind": "sample", "step": 100, "prompt": "The ", "text": "cat\nsat"},
+        {"kind": "validation", "step": 100, "tokens": 100_000, "set": "news/validation",
+         "weights": "ema", "bits_per_byte": 1.25, "perplexity": 20.0},
+        {"kind": "sample", "step": 100, "tokens": 100_000, "prompt": "The ", "text": "cat\nsat"},
         {"kind": "event", "event": "finished"},
     ]  # fmt: skip
-    page = artifacts.training_page("phase1", records)
+    page = artifacts.training_page("phase1", records, "[MLflow](http://127.0.0.1/)")
     assert page.count("e-03") == 12  # thinned
     assert "| 1K | 8.9800 |" in page and "| 100K | 7.0000 |" in page
     assert "| news/validation | ema | 1.2500 | 20.00 |" in page and "old" not in page
-    assert "**The **" in page and "    cat\n    sat" in page
+    assert "**The**" in page and "    cat\n    sat" in page
+    assert "[MLflow](http://127.0.0.1/)" in page
+    picture = re.search(r"!\[loss\]\(data:image/svg\+xml;base64,([\w+/=]+)\)", page)
+    assert picture is not None and b"Training loss of phase1" in base64.b64decode(picture[1])
+
+
+def test_a_phase_that_has_just_begun_has_a_page_too() -> None:
+    assert artifacts.training_page("phase1", [{"kind": "run"}], "").startswith("# phase1")

@@ -619,8 +619,8 @@ def test_ctrl_c_stops_a_continuation_and_not_the_session(
     streaming = Sampler.stream
     interrupted = []
 
-    def stream(self: Sampler, prompt: str, options: SamplingOptions) -> Iterator[str]:
-        pieces = streaming(self, prompt, options)
+    def stream(self: Sampler, prompt: str, options: SamplingOptions, **more) -> Iterator[str]:
+        pieces = streaming(self, prompt, options, **more)
         if not interrupted:
             yield next(pieces)
             interrupted.append(prompt)

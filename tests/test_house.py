@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from tests.places import ROOT
 
 CODE = sorted(p for room in ("flows", "tasks", "model") for p in (ROOT / room).rglob("*.py"))
-MLFLOW = {"tasks/release/mlflow_store.py", "tasks/release/registered_model.py"}
+MLFLOW = {"tasks/registry/mlflow_store.py", "tasks/registry/registered_model.py"}
 STANDARD = {
     "collections",
     "contextlib",

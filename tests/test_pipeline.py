@@ -15,8 +15,11 @@ from pathlib import Path
 import pytest
 
 from tasks import recipe as recipes
+from tasks.cli import doctor_dvc
 from tasks.files import sha256_file
+from tasks.report.summary import summary
 from tasks.stage import stages
+from tasks.workspace import Workspace
 from tests.places import ROOT
 
 pytestmark = pytest.mark.slow
@@ -108,16 +111,17 @@ def test_dvc_runs_the_stages_that_the_work_knows(project: Path) -> None:
     assert sorted(listed) == sorted(stages(recipes.load(project / "params.yaml")))
 
 
-def test_the_figures_are_dvcs_metrics(project: Path) -> None:
+def test_the_figures_that_count_are_dvcs_metrics(project: Path) -> None:
     metrics = json.loads(dvc(project, "metrics", "show", "--json"))[""]["data"]
-    figures = metrics["evaluation/phase2.json"]["data"]
-    assert set(figures) == {
-        f"{s}/{k}" for s in ("letters", "notes") for k in ("test", "validation")
-    }
-    for by_weights in figures.values():
-        assert 0 < by_weights["raw"]["bits_per_byte"] < 10
-        assert by_weights["ema"]["bits_per_byte"] != by_weights["raw"]["bits_per_byte"]
-    assert metrics["metrics/phase1/summary.json"]["data"]["steps"] == 60
+    shown = {name: figures["data"] for name, figures in metrics.items() if "bits" in name}
+    assert set(shown) == {f"evaluation/phase{n}.bits_per_byte.json" for n in (1, 2)}
+    figures = json.loads((project / "evaluation/phase2.json").read_text())
+    for name, by_weights in shown["evaluation/phase2.bits_per_byte.json"].items():
+        assert name.endswith("/test")
+        assert by_weights == {"ema": figures[name]["ema"]["bits_per_byte"]}
+        assert 0 < by_weights["ema"] < 10 and by_weights["ema"] != figures[name]["raw"]
+    training = json.loads((project / "metrics/phase1/summary.json").read_text())
+    assert training["steps"] == 60
 
 
 def test_one_version_is_registered_under_its_alias(project: Path) -> None:
@@ -131,6 +135,32 @@ def test_the_report_has_the_whole_account(project: Path) -> None:
     for word in ("letters", "notes", "exact", "near", "contaminated", "drawn by phase2"):
         assert word in text
     assert "Every stage balances" in text
+
+
+def test_a_clone_has_everything_and_registers_the_export_in_its_own_registry(
+    project: Path, tmp_path: Path
+) -> None:
+    dvc(project, "remote", "add", "--local", "--force", "--default", "r", str(tmp_path / "remote"))
+    dvc(project, "push", "--quiet")
+    second = tmp_path / "second"
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost"]
+    for command in (
+        ["add", "."], ["commit", "-qm", "a model", "--allow-empty"],
+        ["clone", "-q", str(project), str(second)],
+    ):  # fmt: skip
+        subprocess.run([*git, *command], cwd=project, check=True)
+    dvc(second, "remote", "add", "--local", "--default", "r", str(tmp_path / "remote"))
+    dvc(second, "pull", "--quiet")
+    assert "Running stage" not in dvc(second, "repro")
+    [finding] = doctor_dvc.registry(second)
+    assert "was registered elsewhere" in finding.detail and not (second / "mlflow.db").exists()
+    assert "on another machine" in summary(Workspace(second), recipes.load(second / "params.yaml"))
+    dvc(second, *finding.hint.removeprefix("dvc ").split())
+    assert list(doctor_dvc.registry(second)) == []
+    ours, theirs = (
+        json.loads((root / "reports/registration.json").read_text()) for root in (project, second)
+    )
+    assert (ours["export"], ours["uri"]) == (theirs["export"], theirs["uri"])
 
 
 def test_a_change_runs_only_what_hangs_on_it(project: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model import ModelConfig, Transformer
-from tasks.release.feed import points
+from tasks.registry.feed import points
 from tasks.training.routing import RoutingLog
 
 N_EXPERTS = 4

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 
 import typer
 
 from tasks.cli import (
+    benchmark,
+    chat,
+    compare,
     data,
     dedup,
     demo,
@@ -24,9 +28,10 @@ from tasks.cli import (
     quantize,
     recipes,
     registry,
+    report,
 )
 from tasks.cli.sampling_flags import PanelCommand
-from tasks.errors import UserError
+from tasks.errors import UserError, from_system
 from tasks.telemetry import quiet_telemetry
 
 app = typer.Typer(
@@ -47,12 +52,16 @@ app.command()(profile.profile)
 app.command()(doctor.doctor)
 app.command()(lr_find.lr_find)
 app.command(cls=PanelCommand)(generate.generate)
+app.command(cls=PanelCommand)(chat.chat)
+app.command()(compare.compare)
 app.command()(quantize.quantize)
+app.command()(benchmark.benchmark)
 app.command()(registry.pull)
 app.command()(exchange.gguf)
 app.command("import")(exchange.import_)
 app.command()(registry.sync)
 app.command()(registry.show)
+app.command()(report.report)
 app.command()(demo.demo)
 
 
@@ -73,8 +82,11 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     try:
         app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    except (UserError, OSError) as error:
+        words = error if isinstance(error, UserError) else from_system(error, Path.cwd())
+        if words is None:
+            raise
+        print(f"error: {words}", file=sys.stderr)
+        sys.exit(words.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -47,7 +47,7 @@ def demo() -> None:
 def _speak(recipe: Recipe) -> None:
     """Print a few samples, fresh from the registry."""
     from model.sampling import SamplingOptions
-    from tasks.release.pull import resolve
+    from tasks.registry.pull import resolve
     from tasks.release.sampler import Sampler
 
     uri = f"models:/{recipe.name}@{recipe.release.alias}"

@@ -9,27 +9,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
+from tasks.cli import doctor_dvc
+from tasks.cli.finding import Finding
 from tasks.cli.project import load_recipe, project_root
 from tasks.errors import UserError
-from tasks.files import is_locked, read_json
+from tasks.files import is_locked
 from tasks.workspace import Workspace
 
 LOW_DISK_BYTES = 5 * 10**9
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor's: ``state`` is ok, warn or bad; ``hint`` says what to do."""
-
-    state: str
-    what: str
-    detail: str
-    hint: str = ""
 
 
 def doctor() -> None:
@@ -133,7 +124,7 @@ def _prefect(root: Path) -> Iterator[Finding]:
 
 
 def _mlflow(root: Path) -> Iterator[Finding]:
-    from tasks.release.tracking import reachable
+    from tasks.registry.tracking import reachable
 
     where, error = reachable(Workspace(root))
     if error is None:
@@ -145,20 +136,6 @@ def _mlflow(root: Path) -> Iterator[Finding]:
             f"{where}: {error}",
             "training goes on without it; catch up later: phasewise sync",
         )
-
-
-def _dvc(root: Path) -> Iterator[Finding]:
-    if not (root / ".dvc").is_dir():
-        yield Finding("bad", "dvc", "no .dvc folder here", "dvc init")
-        return
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--quiet"],
-        cwd=root,
-        capture_output=True,
-        check=False,
-    )
-    detail = "everything is up to date" if done.returncode == 0 else "there is work to do"
-    yield Finding("ok", "dvc", detail, "" if done.returncode == 0 else "dvc repro")
 
 
 def _git(root: Path) -> Iterator[Finding]:
@@ -187,31 +164,6 @@ def _telemetry(root: Path) -> Iterator[Finding]:
     )
     states = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in names)
     yield Finding("ok", "telemetry", f"off in every command of phasewise ({states})")
-
-
-def _locks(root: Path) -> Iterator[Finding]:
-    rwlock = root / ".dvc/tmp/rwlock"
-    held = read_json(rwlock) if rwlock.exists() and rwlock.stat().st_size else {}
-    owners = {entry["pid"] for part in held.values() for entry in _entries(part)}
-    for pid in sorted(owners):
-        if Path(f"/proc/{pid}").exists():
-            yield Finding("ok", "locks", f"DVC runs as process {pid}")
-        else:
-            yield Finding(
-                "warn",
-                "locks",
-                f"DVC's lock names process {pid}, which is gone",
-                "nothing to do: the next dvc repro drops it",
-            )
-
-
-def _entries(part: object) -> Iterator[dict[str, int]]:
-    """DVC's rwlock: path -> one writer, or a list of readers."""
-    assert isinstance(part, dict)
-    for value in part.values():
-        for entry in value if isinstance(value, list) else [value]:
-            if isinstance(entry, dict) and "pid" in entry:
-                yield entry
 
 
 def _runs(root: Path) -> Iterator[Finding]:
@@ -253,10 +205,13 @@ CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _hub,
     _prefect,
     _mlflow,
-    _dvc,
+    doctor_dvc.registry,
+    doctor_dvc.pipeline,
+    doctor_dvc.remote,
+    doctor_dvc.locks,
+    doctor_dvc.sources,
     _git,
     _telemetry,
-    _locks,
     _stages,
     _runs,
 )

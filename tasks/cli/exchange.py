@@ -55,8 +55,8 @@ def gguf(
     ] = "auto",
 ) -> None:
     """Write a model as a GGUF file, which llama.cpp opens."""
+    from tasks.registry.pull import SCHEME, resolve
     from tasks.release.gguf import KINDS, write_gguf
-    from tasks.release.pull import SCHEME, resolve
 
     kind = next((kind for kind in KINDS if kind == type_), None)
     if kind is None:

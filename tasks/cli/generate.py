@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def generate(
     context: typer.Context,
     model: Annotated[
-        str, panel(INPUT, "An exported folder, or models:/<name>@<alias>.", metavar="MODEL")
+        str,
+        panel(INPUT, "A phase, an exported folder, or models:/<name>@<alias>.", metavar="MODEL"),
     ],
     prompt: Annotated[
         list[str] | None,
@@ -80,29 +81,34 @@ def generate(
     """Continue prompts with a trained model."""
     _check_together(context.params)
     given = sampling.given_sampling(context.params)
-    _options({}, given)
+    sampling_options({}, given)
     texts = [] if interactive else read_prompts(prompt, prompt_file)
     texts = [text for text in texts for _ in range(num_samples)]
     from tasks.cli.samples import Printer
+    from tasks.registry.pull import resolve
     from tasks.release.generation_config import default_sampling
-    from tasks.release.pull import resolve
     from tasks.release.sampler import Sampler, seeded, shifted
 
     folder, small = resolve(model), resolve(draft) if draft else None
     sampler = Sampler.open(
         folder, device=device, dtype=dtype, quantize=quantize, draft=small, compiled=compiled
     )
-    options = _options(default_sampling(folder), given)
-    printer = Printer(sampler, num_samples if interactive else len(texts), as_json, speed)
+    options = sampling_options(default_sampling(folder), given)
     if interactive:
-        from tasks.cli.interactive import Session
+        from tasks.cli.chat import open_session
 
-        Session(printer, options, num_samples).run()
+        open_session([(model, sampler)], options, num_samples=num_samples, speed=speed).run()
         return
     if attention:
         from tasks.release.attention_picture import check_picture
 
-        check_picture(attention, len(texts), sampler.network.config, layer, head)
+        if len(texts) != 1:
+            raise UserError(
+                f"--attention draws one text, not {len(texts)}",
+                hint="give one --prompt and one sample",
+            )
+        check_picture(attention, sampler.network.config, layer, head)
+    printer = Printer(sampler, len(texts), as_json, speed)
     if stream:
         options = seeded(options)
         samples = [printer.stream(t, shifted(options, n)) for n, t in enumerate(texts)]
@@ -112,7 +118,9 @@ def generate(
     if attention:
         from tasks.release.attention_picture import draw
 
-        draw(sampler, samples[0], attention, model, layer, head)
+        [sample] = samples
+        ids = [*sample.prompt_ids, *sample.ids]
+        draw(sampler, ids, len(sample.prompt_ids), attention, model, layer, head)
         print(f"attention: {attention}", file=sys.stderr)
 
 
@@ -140,7 +148,7 @@ def _flag(name: str) -> str:
     return "--" + name.removeprefix("as_").replace("_", "-")
 
 
-def _options(defaults: dict[str, Any], given: dict[str, Any]) -> SamplingOptions:
+def sampling_options(defaults: dict[str, Any], given: dict[str, Any]) -> SamplingOptions:
     """The model's own sampling, but for what was given. Raises UserError where it cannot be.
 
     A temperature given is meant to hold: it does not move to the model's final one.

@@ -1,94 +1,155 @@
-"""`phasewise generate --interactive`: a prompt a line, its continuation as it comes, again.
+"""Lines from a person, or from a pipe: a line is said, and one that begins with '/' is a command.
 
-A line that begins with '/' is a command. Ctrl-C stops a continuation, Ctrl-D leaves.
+`phasewise chat` remembers what was said; `phasewise generate --interactive` is the same session
+where each line begins a new text. Ctrl-C stops a continuation, Ctrl-D leaves.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-import types
-import typing
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from model.sampling import SamplingOptions
-from tasks.cli.samples import Printer
+from tasks.cli.conversation import Conversation
+from tasks.cli.looking import show_attention, show_drawn, show_next
+from tasks.cli.prompt_line import prepare, read_line
+from tasks.cli.samples import visible
 from tasks.cli.sampling_flags import NAMES
-from tasks.errors import UserError, nearest
-from tasks.release.sampler import seeded, shifted
+from tasks.cli.sampling_values import parse, shown
+from tasks.cli.screen import LEVELS
+from tasks.cli.transcript import Template
+from tasks.errors import BAD_DATA, UserError, nearest
+from tasks.evaluation.speed import Speed
 
-HELP = """A line is a prompt; a space before '/' makes it one too. Commands:
-  /show               the sampling in force
-  /set NAME VALUE     change it, say: /set top_k 40, /set seed none, /set stop "\\n"
-  /help               this
-  /quit               leave, as Ctrl-D does
-Ctrl-C stops a continuation."""
+Command = Callable[[str], object]
 
 
 @dataclass
 class Session:
-    """The sampling in force, which the commands change."""
+    """A conversation, and the commands that change and show it."""
 
-    printer: Printer
-    options: SamplingOptions
-    num_samples: int = 1
+    talk: Conversation
+    speed: bool = False
+    """Whether the speed is told after each continuation."""
+    listing: bool = field(default=False, init=False)
+    """Whether the tokens of each continuation are listed."""
+    left: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        talk = self.talk
+        self.commands: dict[str, tuple[str, str, Command]] = {
+            "more": ("", "go on with the text", lambda _: self._drawing(talk.more)),
+            "retry": ("", "draw the last reply anew", lambda _: self._drawing(talk.retry)),
+            "undo": ("", "take the last turn back", self._undo),
+            "reset": ("", "forget what was said", lambda _: talk.reset()),
+            "history": ("", "the text so far, as the model reads it", self._history),
+            "template": ("[T]", "how turns are written: plain, dialogue, your own", self._template),
+            "next": ("[K]", "the likeliest next tokens", lambda rest: show_next(talk, rest)),
+            "probs": ("on|list|off", "colour tokens by probability, or list them", self._probs),
+            "attention": (
+                "[FILE] [LAYER]",
+                "who looks at whom: .png, .svg, .html, or here",
+                lambda rest: show_attention(talk, rest),
+            ),
+            "set": ("NAME VALUE", "sampling: /set top_k 40, /set seed none", self._set),
+            "show": ("", "the sampling in force", self._show),
+            "save": ("FILE", "write the chat as JSON", self._save),
+            "load": ("FILE", "go on with a saved one", self._load),
+            "help": ("", "this", self._help),
+            "quit": ("", "leave, as Ctrl-D does", lambda _: self._leave()),
+        }
 
     def run(self) -> None:
-        """Read and answer lines until /quit or the end of the input."""
-        with contextlib.suppress(ImportError):  # not every system has it; input() works without
-            import readline  # noqa: F401
-        print("A prompt a line; /help tells the commands, Ctrl-D leaves.", file=sys.stderr)
-        while True:
+        """Read and answer lines until /quit or the end of the input.
+
+        Raises UserError (exit code 65) where the input is not UTF-8.
+        """
+        print("/help tells the commands, Ctrl-D leaves.", file=sys.stderr)
+        prepare([*(f"/{name}" for name in self.commands), *NAMES])
+        while not self.left:
             try:
-                line = input("> " if sys.stdin.isatty() else "")
-            except EOFError:
-                print(file=sys.stderr)
-                return
+                line = read_line()
             except KeyboardInterrupt:
                 print("\nCtrl-D or /quit leaves", file=sys.stderr)
                 continue
-            if not line.strip():
-                continue
-            if not line.startswith("/"):
-                self._continue(line.removeprefix(" ") if line.startswith(" /") else line)
-            elif not self._command(line):
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"not UTF-8 text: {error.reason}", where="stdin", exit_code=BAD_DATA
+                ) from None
+            if line is None:
                 return
+            if line.strip():
+                self.answer(line)
 
-    def _continue(self, prompt: str) -> None:
-        """Print as many continuations as are asked for; Ctrl-C ends them, and not the session."""
+    def answer(self, line: str) -> None:
+        """Do what a line says; what is wrong with it is told."""
         try:
-            options = seeded(self.options)
-            for number in range(self.num_samples):
-                self.printer.stream(prompt, shifted(options, number))
-            self.printer.show_speed()
+            if line.startswith("/"):
+                self._command(line)
+            else:
+                said = line.removeprefix(" ") if line.startswith(" /") else line
+                self._drawing(lambda: self.talk.say(said))
         except KeyboardInterrupt:
-            print("\n[stopped]", file=sys.stderr)
-        except UserError as error:
+            print("[stopped]", file=sys.stderr)
+        except ValueError as error:  # UserError is one
             print(f"error: {error}", file=sys.stderr)
 
-    def _command(self, line: str) -> bool:
-        """Do as told; false: leave."""
+    def _drawing(self, draw: Callable[[], object]) -> None:
+        draw()
+        if self.listing:
+            show_drawn(self.talk)
+        if self.speed:
+            for speaker in self.talk.speakers:
+                print(speaker.sampler.speed, file=sys.stderr)
+                speaker.sampler.speed = Speed()
+
+    def _command(self, line: str) -> None:
         name, _, rest = line[1:].strip().partition(" ")
-        commands: dict[str, Callable[[str], object]] = {
-            "set": self._set,
-            "show": self._show,
-            "help": lambda _: print(HELP),
-        }
-        if name in ("quit", "exit"):
-            return False
-        if name not in commands:
-            guess = nearest(name, [*commands, "quit"])
+        name = "quit" if name == "exit" else name
+        if name not in self.commands:
+            guess = nearest(name, self.commands)
             hint = f"did you mean /{guess}?" if guess else "/help tells the commands"
-            print(f"error: no command /{name}; {hint}", file=sys.stderr)
-            return True
-        try:
-            commands[name](rest.strip())
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-        return True
+            raise UserError(f"no command /{name}; {hint}")
+        usage, _, command = self.commands[name]
+        if rest.strip() and not usage:
+            raise UserError(f"/{name} takes nothing after it")
+        if not rest.strip() and usage and not usage.startswith("["):
+            raise UserError(f"say: /{name} {usage}")
+        command(rest.strip())
+
+    def _undo(self, _: str) -> None:
+        turn = self.talk.undo()
+        print("taken back: " + json.dumps(turn.user, ensure_ascii=False))
+
+    def _history(self, _: str) -> None:
+        for number, speaker in enumerate(self.talk.speakers):
+            text, sampler = self.talk.text(number), speaker.sampler
+            if len(self.talk.speakers) > 1:
+                self.talk.screen.head(speaker.name)
+            print(visible(text))
+            tokens = len(sampler.encode(text)) if text else 0
+            cut = sampler.too_many(tokens, self.talk.options.max_new_tokens)
+            room = f"{tokens:,} tokens; the context has {sampler.network.config.max_seq_len:,}"
+            print(f"[{room}{f': the first {cut:,} are not read' if cut else ''}]", file=sys.stderr)
+
+    def _template(self, rest: str) -> None:
+        if rest:
+            self.talk.use(Template.of(rest))
+        print(f"template = {json.dumps(self.talk.template.name, ensure_ascii=False)}")
+
+    def _probs(self, rest: str) -> None:
+        if rest not in ("on", "list", "off"):
+            raise UserError("say: /probs on, /probs list or /probs off")
+        coloured = self.talk.screen.coloured
+        self.talk.watched = rest != "off"
+        self.listing = rest == "list" or (rest == "on" and not coloured)
+        if rest == "on" and coloured:
+            levels = ", ".join(f"{colour} below {below:.0%}" for below, colour in reversed(LEVELS))
+            print(f"probabilities by the model alone: {levels}")
+        elif rest == "on":
+            print("there are no colours here: tokens will be listed")
 
     def _set(self, rest: str) -> None:
         name, _, text = rest.partition(" ")
@@ -97,48 +158,34 @@ class Session:
             guess = nearest(name, NAMES)
             hint = f"did you mean {guess}?" if guess else f"there are: {', '.join(NAMES)}"
             raise UserError(f"nothing to set is called {name!r}; {hint}")
+        options = self.talk.options
         if not text.strip():
-            raise UserError(f"no value for {name}; say: /set {name} {getattr(self.options, name)}")
-        self.options = replace(self.options, **{name: parse(name, text.strip())})
-        print(f"{name} = {shown(getattr(self.options, name))}")
+            raise UserError(f"no value for {name}; say: /set {name} {getattr(options, name)}")
+        self.talk.set(replace(options, **{name: parse(name, text.strip())}))
+        print(f"{name} = {shown(getattr(self.talk.options, name))}")
 
     def _show(self, _: str) -> None:
         width = max(map(len, NAMES))
         for name in NAMES:
-            print(f"  {name:<{width}}  {shown(getattr(self.options, name))}")
+            print(f"  {name:<{width}}  {shown(getattr(self.talk.options, name))}")
 
+    def _save(self, rest: str) -> None:
+        path = Path(rest).expanduser()
+        self.talk.save(path)
+        print(f"saved: {path}")
 
-def parse(name: str, text: str) -> Any:
-    """The value of a setting as it is typed. Raises UserError where it is none.
+    def _load(self, rest: str) -> None:
+        self.talk.load(Path(rest).expanduser())
+        print(f"loaded: {len(self.talk.turns)} turns, with their template and sampling")
 
-    ``none`` unsets what can be unset. A stop text may be written in quotes, with \\n in it.
-    """
-    if name == "stop":
-        return () if text == "none" else (_unquoted(text),)
-    kind = typing.get_type_hints(SamplingOptions)[name]
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if text == "none" and types.NoneType in kinds:
-        return None
-    wanted = int if int in kinds else float
-    try:
-        return wanted(text)
-    except ValueError:
-        what = "a whole number" if wanted is int else "a number"
-        extra = " or none" if types.NoneType in kinds else ""
-        raise UserError(f"{name} is {what}{extra}, not {text!r}") from None
+    def _help(self, _: str) -> None:
+        what = "A line is continued" if self.talk.template.joins else "A line is a turn"
+        print(f"{what}; one that ends in \\ goes on in the next; a space before '/' makes it text.")
+        usages = {f"/{name} {usage}": what for name, (usage, what, _) in self.commands.items()}
+        width = max(map(len, usages))
+        for usage, what in usages.items():
+            print(f"  {usage:<{width}}  {what}")
+        print("Ctrl-C stops a continuation; what it leaves is part of the text.")
 
-
-def _unquoted(text: str) -> str:
-    if not text.startswith('"'):
-        return text
-    try:
-        return str(json.loads(text))
-    except json.JSONDecodeError:
-        raise UserError(f"the quotes of {text} do not close") from None
-
-
-def shown(value: Any) -> str:
-    """A setting as `/set` takes it."""
-    if value is None or value == ():
-        return "none"
-    return " ".join(map(json.dumps, value)) if isinstance(value, tuple) else str(value)
+    def _leave(self) -> None:
+        self.left = True

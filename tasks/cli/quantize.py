@@ -38,7 +38,7 @@ def quantize(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Compare a model in fp32, bf16, int8 and int4 on the CPU: size, quality lost, speed."""
-    from tasks.release.pull import resolve
+    from tasks.registry.pull import resolve
     from tasks.release.variants import first_tokens, measure
 
     folder = resolve(model)

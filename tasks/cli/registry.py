@@ -18,24 +18,25 @@ def pull(
     folder: Annotated[Path, typer.Argument(help="Where the exported folder goes.")],
 ) -> None:
     """Fetch a registered model, verified, as a folder that transformers opens."""
-    from tasks.release.pull import pull as fetch
+    from tasks.registry.pull import pull as fetch
 
     fetch(model, folder)
     print(f"{model} is at {folder}; try it: phasewise generate --model {folder} --prompt 'The'")
 
 
 def sync() -> None:
-    """Bring MLflow up to date with what was trained while it was away."""
-    from tasks.release.tracking import sync_all
+    """Bring MLflow up to date with what was trained while it was away (exit 69: still away)."""
+    from tasks.registry.tracking import sync_all
 
     root = project_root()
-    sync_all(Workspace(root), load_recipe(root / "params.yaml"))
+    if not sync_all(Workspace(root), load_recipe(root / "params.yaml"), print):
+        print("nothing to send: no phase was trained here yet")
 
 
 def show() -> None:
     """What was made last: the registered model, its figures, where to look."""
-    from tasks.release.report import ledger_summary
-    from tasks.release.summary import summary
+    from tasks.report.account import ledger_summary
+    from tasks.report.summary import summary
 
     root = project_root()
     recipe = load_recipe(root / "params.yaml")

@@ -10,8 +10,8 @@ import sys
 from dataclasses import dataclass, field
 
 from model.sampling import SamplingOptions
+from tasks.evaluation.speed import Speed
 from tasks.release.sampler import Sample, Sampler
-from tasks.release.speed import Speed
 
 # A terminal obeys control characters, and a model may write any: there they are shown as signs.
 _SIGNS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
@@ -36,7 +36,7 @@ class Printer:
         else:
             self._heading(sample.seed)
             _write(sample.prompt + sample.text + "\n")
-        self._notes(sample)
+        tell_cut(sample, self.sampler.network.config.max_seq_len)
         return sample
 
     def stream(self, prompt: str, options: SamplingOptions) -> Sample:
@@ -52,7 +52,7 @@ class Printer:
                 sample: Sample = end.value
                 break
         _write("\n")
-        self._notes(sample)
+        tell_cut(sample, self.sampler.network.config.max_seq_len)
         return sample
 
     def show_speed(self) -> None:
@@ -67,16 +67,22 @@ class Printer:
         if self.total > 1:
             print(f"--- {number} of {self.total}, seed {seed}")
 
-    def _notes(self, sample: Sample) -> None:
-        if sample.dropped:
-            kept = len(sample.prompt_ids)
-            print(
-                f"note: the prompt has {kept + sample.dropped:,} tokens, and the context "
-                f"{self.sampler.network.config.max_seq_len:,}: its last {kept:,} were read, the "
-                f"first {sample.dropped:,} left out",
-                file=sys.stderr,
-            )
+
+def tell_cut(sample: Sample, context: int, name: str = "") -> None:
+    """Say to stderr which part of a sample's prompt was not read, where there is such a part."""
+    if sample.dropped:
+        kept = len(sample.prompt_ids)
+        print(
+            f"note: {name}the prompt has {kept + sample.dropped:,} tokens, and the context "
+            f"{context:,}: its last {kept:,} were read, the first {sample.dropped:,} left out",
+            file=sys.stderr,
+        )
+
+
+def visible(text: str) -> str:
+    """Text as stdout may have it: a terminal gets signs for control characters."""
+    return text.translate(_SIGNS) if sys.stdout.isatty() else text
 
 
 def _write(text: str) -> None:
-    print(text.translate(_SIGNS) if sys.stdout.isatty() else text, end="", flush=True)
+    print(visible(text), end="", flush=True)

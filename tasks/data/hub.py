@@ -147,6 +147,15 @@ class MirrorReader:
     def splits(self) -> list[Split]:
         return list(self._paths)
 
+    @property
+    def folder(self) -> Path:
+        return self._mirror
+
+    @property
+    def paths(self) -> dict[Split, list[str]]:
+        """The files of each split, relative to ``folder``."""
+        return self._paths
+
     def _shards(self, split: str) -> list[str]:
         if not self._mirror.is_dir():
             raise UserError(

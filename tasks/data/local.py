@@ -50,14 +50,31 @@ class LocalReader:
     def splits(self) -> list[Split]:
         return list(self._paths)
 
+    @property
+    def folder(self) -> Path:
+        return self._root
+
+    @property
+    def paths(self) -> dict[Split, list[str]]:
+        """The files of each split, relative to ``folder``."""
+        return self._paths
+
     def _matches(self, split: Split) -> list[str]:
         patterns: list[str] = getattr(self._files, split)
-        found = {
+        there = {
             path
             for pattern in patterns
             for path in glob.glob(pattern, root_dir=self._root, recursive=True)  # noqa: PTH207
-            if (self._root / path).is_file()
         }
+        found = {path for path in there if (self._root / path).is_file()}
+        for path in sorted(there - found):
+            if not (self._root / path).is_dir():
+                raise UserError(
+                    "is no file: a link that leads nowhere, or a pipe",
+                    where=str(self._root / path),
+                    hint="mend or delete it, or write globs that leave it out",
+                    exit_code=NO_INPUT,
+                )
         if not found:
             raise UserError(
                 f"no file matches {', '.join(map(repr, patterns))} in {self._root.resolve()}",
@@ -216,7 +233,7 @@ class LocalReader:
             where = f"{self._root / path}:{number}"
             try:
                 values = json.loads(decoded.text)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # or a number of thousands of digits
                 raise UserError(
                     f"not JSON: {error}",
                     where=where,
@@ -227,6 +244,7 @@ class LocalReader:
                 raise UserError(
                     f"expected an object with columns, got {type(values).__name__}",
                     where=where,
+                    hint='a line of JSON lines is an object: {"text": "..."}',
                     exit_code=BAD_DATA,
                 )
             yield self._row(values, {"file": path, "line": number}, number - 1, decoded)
@@ -249,6 +267,7 @@ class LocalReader:
                             f"{len(cells)} columns, but the header has {len(header)}: "
                             f"{', '.join(header)}",
                             where=where,
+                            hint="put a cell that holds the separator into quotes",
                             exit_code=BAD_DATA,
                         )
                     fields = [repair(c, self._files.encoding_errors, where) for c in cells]

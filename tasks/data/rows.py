@@ -133,6 +133,7 @@ class Template:
         raise UserError(
             f"{name} is not text but {type(value).__name__}: {value!r:.200}",
             where=row.where,
+            hint='name another column, or a part of it: text: "{column[part]}"',
             exit_code=BAD_DATA,
         )
 

@@ -182,8 +182,13 @@ def _decoded(raw: bytes, where: str) -> str:
 def _json_text(line: str, key: str, where: str) -> str:
     try:
         row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"not JSON: {error}", where=where, exit_code=BAD_DATA) from None
+    except (ValueError, RecursionError) as error:  # or a number of thousands of digits
+        raise UserError(
+            f"not JSON: {error}",
+            where=where,
+            hint="mend or delete the line",
+            exit_code=BAD_DATA,
+        ) from None
     if not isinstance(row, dict):
         raise UserError(
             f"not a JSON object but {type(row).__name__}", where=where, exit_code=BAD_DATA

@@ -7,6 +7,7 @@ it asks for.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tasks.errors import BAD_DATA, NO_INPUT, UserError
 CONTAINERS = ("model_state_dict", "model", "state_dict")
 # what DistributedDataParallel and torch.compile put before every name
 PREFIXES = ("module.", "_orig_mod.")
+_ASKED = re.compile(r"unsupported global:? (?:GLOBAL )?([\w.]+)", re.IGNORECASE)  # torch's words
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,11 @@ def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file can fail anywhere in the reader
-        first = str(error).partition("Unsupported global: GLOBAL ")[2].split(" ")[0]
-        if not first:
+        asked = _ASKED.search(str(error))
+        if not asked:
             raise _broken(path, error) from None
         raise UserError(
-            f"{path} asks to build {first}, which is no tensor: it was not opened",
+            f"{path} asks to build {asked[1]}, which is no tensor: it was not opened",
             hint="load it where you trust it, save the tensors alone "
             "(torch.save(model.state_dict(), ...)), and import that",
             exit_code=BAD_DATA,
@@ -82,8 +84,10 @@ def _read(path: Path) -> Any:
 
 def _broken(path: Path, error: Exception) -> UserError:
     words = str(error).strip().partition("\n")[0][:160]
+    # torch's own words for a file that is no pickle invite to open it in the way that runs code
+    reason = "" if not words or "weights_only" in words else f" ({words})"
     return UserError(
-        f"{path} is not a whole file of tensors ({words})", hint="get it again", exit_code=BAD_DATA
+        f"{path} is not a whole file of tensors{reason}", hint="get it again", exit_code=BAD_DATA
     )
 
 

@@ -17,6 +17,7 @@ from warnings import catch_warnings, filterwarnings
 
 from tasks.errors import NO_INPUT, UserError, nearest
 from tasks.files import write_bytes
+from tasks.release.token_names import token_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,90 +25,72 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model import ModelConfig
-    from tasks.release.sampler import Sample, Sampler
-    from tasks.tokens.text import TextTokenizer
+    from tasks.release.sampler import Sampler
 
 SUFFIXES = (".png", ".svg", ".html")
 MOST_TOKENS = 40  # on an axis
 MOST_NAMED_PANELS = 4  # panels that are large enough for names
 MOST_WEIGHTS = 60_000_000  # 240 MB of fp32, and a grid that somebody can still read
 INK, PALE, EDGE = "#1f2328", "#8c959f", "#d1721c"
-_VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
 def check_picture(
-    path: Path, texts: int, config: ModelConfig, layer: int | None, head: int | None
+    path: Path,
+    config: ModelConfig,
+    layer: int | None = None,
+    head: int | None = None,
+    where: str = "--attention",
 ) -> None:
     """Raises UserError where no such picture can be drawn, before anything is generated."""
-    if texts != 1:
-        raise UserError(
-            f"--attention draws one text, not {texts}", hint="give one --prompt and one sample"
-        )
     if path.suffix.lower() not in SUFFIXES:
         guess = nearest(path.suffix.lower(), SUFFIXES)
         hint = f"did you mean {path.with_suffix(guess)}? " if guess else ""
         raise UserError(
             f"no picture is written as {path.suffix or 'a file without an ending'}",
-            where="--attention",
+            where=where,
             hint=f"{hint}the endings are {', '.join(SUFFIXES)}",
         )
     if not path.parent.is_dir():
-        raise UserError(
-            f"there is no folder {path.parent}", where="--attention", exit_code=NO_INPUT
-        )
+        raise UserError(f"there is no folder {path.parent}", where=where, exit_code=NO_INPUT)
     for name, value, count in (("layer", layer, config.n_layers), ("head", head, config.n_heads)):
         if value is not None and value >= count:
             raise UserError(
-                f"{name} {value} is not one of the model's {count}",
-                where=f"--{name}",
-                hint=f"0 to {count - 1}",
+                f"{name} {value} is not one of the model's {count}", hint=f"0 to {count - 1}"
             )
 
 
 def draw(
     sampler: Sampler,
-    sample: Sample,
+    ids: Sequence[int],
+    prompt_tokens: int,
     path: Path,
     model: str,
     layer: int | None = None,
     head: int | None = None,
 ) -> None:
-    """Write the picture of a sample's prompt and continuation, of all layers and heads or of one.
+    """Write the picture of a text, whose first ids are its prompt, of all layers and heads or one.
 
-    The last token was never read where the context is full: then it is left out. Raises UserError
-    where the maps would not fit into one picture.
+    Ids beyond the context were never read: they are left out. Raises UserError where the maps
+    would not fit into one picture.
     """
     from tasks.release.attention_maps import attention_maps
 
     config = sampler.network.config
-    ids = [*sample.prompt_ids, *sample.ids][: config.max_seq_len]
+    ids = ids[: config.max_seq_len]
     layers = list(range(config.n_layers)) if layer is None else [layer]
     heads = list(range(config.n_heads)) if head is None else [head]
     if len(layers) * config.n_heads * len(ids) ** 2 > MOST_WEIGHTS:
         raise UserError(
             f"the maps of {len(ids):,} tokens in {len(layers)} layers are too many for a picture",
-            where="--attention",
-            hint="choose one --layer, or give fewer tokens",
+            hint="choose one layer, or give fewer tokens",
         )
     maps = attention_maps(sampler.network, ids, layers)[:, heads]
     name = model if model.startswith("models:/") else Path(model).resolve().name
     words = token_names(sampler.tokenizer, ids)
     if path.suffix.lower() == ".png":
         words = [w if drawable(w) else f"#{id_}" for w, id_ in zip(words, ids, strict=True)]
-    figure = picture(maps, words, len(sample.prompt_ids), name, layers, heads)
+    figure = picture(maps, words, prompt_tokens, name, layers, heads)
     write_bytes(path, rendered(figure, path.suffix.lower(), f"Attention of {name}"))
-
-
-def token_names(tokenizer: TextTokenizer, ids: Sequence[int]) -> list[str]:
-    """Each id's text in its place, with spaces and line ends made visible."""
-    names = []
-    for place, id_ in enumerate(ids):
-        text = tokenizer.continuation(ids[max(0, place - 8) : place], [id_])
-        if not text or "\ufffd" in text:  # a special id, or part of a character
-            text = tokenizer.token(id_) or f"#{id_}"
-        name = "".join(_VISIBLE.get(character, character) for character in text)
-        names.append(name if len(name) <= 14 else name[:13] + "…")
-    return names
 
 
 def drawable(text: str) -> bool:

@@ -1,261 +1,177 @@
 """The model card: what an export is, written from what is known of it and nothing else.
 
-    recipe (sources, licences, phases) + facts (counts, fingerprints) [+ held-out figures]
+    recipe (sources, licences, phases) + facts (counts, fingerprints)   as it is exported
+        + figures, or a whole report (report_facts.py)                  as it is registered
         -> README.md
 
-A line whose fact is not there is left out. The YAML header is the Hugging Face hub's.
+A line whose fact is not there is left out. The YAML header is the Hugging Face hub's, with the
+figures as `model-index` (https://huggingface.co/docs/hub/model-cards).
 """
 
 from __future__ import annotations
 
-import json
+import io
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from model import ModelConfig
-from tasks.recipe import INIT, Phase, Recipe, Source
-from tasks.recipe_mixture import mixture_shares
-from tasks.units import show_count
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of one export; pipeline.json holds it too."""
-
-    phase: str
-    weights: str
-    """ema or raw."""
-    step: int
-    tokens: int
-    """Trained on in this phase."""
-    total_tokens: int
-    """Trained on in this phase and those before it."""
-    recipe: str
-    """Fingerprint of the resolved recipe."""
-    checkpoint: str
-    """Fingerprint of the checkpoint's files."""
-    tokenizer: str
-    """SHA-256 of tokenizer.json."""
-    parameters: dict[str, int]
-    """total, active, non_embedding: of the network as it was trained."""
-    architecture: dict[str, Any]
-    """ModelConfig as it was trained."""
-    transformers_class: str
-    obstacles: list[str]
-    """What no class of transformers computes; empty: `transformers_class` is one of its own."""
-    mixtures: dict[str, list[dict[str, Any]]]
-    """Phase -> what its mix says of each source: name, tokens, epochs, ..."""
-
-    @property
-    def native(self) -> bool:
-        return not self.obstacles
-
+from tasks.recipe import Recipe
+from tasks.release import card_parts as parts
+from tasks.release.card_parts import Facts
+from tasks.report.account import show_bytes, words
 
 Evaluation = Mapping[str, Mapping[str, Mapping[str, float]]]
+Report = Mapping[str, Any]
 
 
-def card(recipe: Recipe, facts: Facts, evaluation: Evaluation | None = None) -> str:
+def card(
+    recipe: Recipe,
+    facts: Facts,
+    evaluation: Evaluation | None = None,
+    report: Report | None = None,
+) -> str:
     """The model card as Markdown.
 
     Args:
         evaluation: set -> raw or ema -> bits_per_byte, perplexity, accuracy, as in
             evaluation/<phase>.json.
+        report: all that was measured, as in reports/report.json, of a run whose released phase is
+            this export's.
     """
     lineage = [*reversed(recipe.parents(facts.phase)), facts.phase]
-    parts = [
-        _header(recipe, lineage),
+    evaluation = evaluation or {}
+    sections = {
+        "Use": parts.use(recipe, facts),
+        "Training data": "\n\n".join([parts.data(recipe, facts, lineage), *_ledger(report)]),
+        "Training": "\n\n".join([parts.training(recipe, lineage), *_trained(report)]),
+        "Network": parts.network(ModelConfig.from_dict(facts.architecture), facts),
+        "Held-out text": _measured(evaluation, facts.weights, report),
+        "Benchmarks": _table(report, "benchmarks"),
+        "Generated text": _generated(report),
+        "Limits": _limits(recipe, facts, lineage, evaluation, report),
+        "Where it comes from": parts.provenance(facts),
+    }
+    top = [
+        _header(recipe, facts, lineage, evaluation, report),
         f"# {recipe.name} ({facts.phase})",
         recipe.description,
-        _summary(facts),
-        "## Use",
-        _use(recipe, facts),
-        "## Training data",
-        _data(recipe, facts, lineage),
-        "## Training",
-        _training(recipe, lineage),
-        "## Network",
-        _network(ModelConfig.from_dict(facts.architecture), facts),
+        parts.summary(facts),
     ]
-    if evaluation:
-        parts += ["## Held-out text", _held_out(evaluation, facts.weights)]
-    parts += ["## Limits", _limits(facts), "## Where it comes from", _provenance(facts)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    body = [f"## {title}\n\n{text}" for title, text in sections.items() if text]
+    return "\n\n".join([*top, *body]) + "\n"
 
 
-def _header(recipe: Recipe, lineage: list[str]) -> str:
-    used = _sources(recipe, lineage)
-    hub = sorted({source.hub.id for source in used.values() if source.hub})
-    known = re.fullmatch(r"[a-z0-9][a-z0-9.-]*", recipe.release.license.lower())
-    lines = [f"license: {recipe.release.license.lower()}"] if known else [
-        "license: other", f"license_name: {json.dumps(recipe.release.license)}",
-    ]  # fmt: skip
-    lines += ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- phasewise"]
-    if hub:
-        lines += ["datasets:", *(f"- {name}" for name in hub)]
-    return "\n".join(["---", *lines, "---"])
-
-
-def _sources(recipe: Recipe, lineage: list[str]) -> dict[str, Source]:
-    """The sources that any phase of the lineage drew from, in the recipe's order."""
-    drawn = {
-        name
-        for phase in lineage
-        for name, share in mixture_shares(recipe.phases[phase]).items()
-        if share
+def _header(
+    recipe: Recipe,
+    facts: Facts,
+    lineage: list[str],
+    evaluation: Evaluation,
+    report: Report | None,
+) -> str:
+    """What the hub reads: licence, data sets, languages, figures."""
+    used = parts.sources(recipe, lineage)
+    licence = recipe.release.license
+    known = re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence.lower())
+    found: dict[str, Any] = {"license": licence.lower() if known else "other"}
+    if not known:
+        found["license_name"] = licence
+    if all(source.languages for source in used.values()):
+        found["language"] = sorted({code for s in used.values() for code in s.languages})
+    found |= {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["phasewise"],
     }
-    return {name: source for name, source in recipe.sources.items() if name in drawn}
+    if hub := sorted({source.hub.id for source in used.values() if source.hub}):
+        found["datasets"] = hub
+    results = [*_results(recipe, facts, evaluation), *_task_results(report)]
+    if results:
+        found["model-index"] = [{"name": recipe.name, "results": results}]
+    out = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False
+    yaml.dump(found, out)
+    return f"---\n{out.getvalue()}---"
 
 
-def _summary(facts: Facts) -> str:
-    average = "the exponential moving average of the weights" if facts.weights == "ema" else (
-        "the weights of the last step"
-    )  # fmt: skip
-    counts = facts.parameters
-    size = f"{counts['total']:,} parameters ({counts['non_embedding']:,} outside the embeddings"
-    if counts["active"] != counts["total"]:
-        size += f", {counts['active']:,} active for a token"
-    return (
-        f"A causal language model of {size}), trained on {facts.total_tokens:,} tokens. "
-        f"The folder holds {average}, in fp32."
-    )
+def _results(recipe: Recipe, facts: Facts, evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    """The held-out figures as the hub wants them: task, data set, metrics."""
+    for name, figures in sorted(evaluation.items()):
+        if facts.weights not in figures:
+            continue
+        key, _, split = name.partition("/")
+        source = recipe.sources.get(key)
+        dataset: dict[str, Any] = {"name": name, "type": key, "split": split}
+        if source is not None and source.hub:
+            hub = source.hub
+            dataset |= {"type": hub.id, "config": hub.config, "revision": hub.revision}
+        row = figures[facts.weights]
+        metrics = [{"type": "bits_per_byte", "name": "bits per byte",
+                    "value": round(row["bits_per_byte"], 4)}]  # fmt: skip
+        if "word_perplexity" in row:
+            metrics.append({"type": "word_perplexity", "name": "perplexity, a word",
+                            "value": round(row["word_perplexity"], 2)})  # fmt: skip
+        yield {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}
 
 
-def _use(recipe: Recipe, facts: Facts) -> str:
-    trust = "" if facts.native else ", trust_remote_code=True"
-    if facts.native:
-        note = f"The folder opens as `{facts.transformers_class}`, with no code of its own."
-    else:
-        note = (
-            "No class of transformers computes this network "
-            f"({', '.join(facts.obstacles)}), so its own code is in the folder and must be allowed "
-            "to run."
-        )
-    python = f"""```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("<folder>")
-model = AutoModelForCausalLM.from_pretrained("<folder>"{trust})
-inputs = tokenizer({json.dumps(recipe.evaluation.prompts[0])}, return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs)[0]))
-```"""
-    lines = ["```sh", "phasewise generate --model <folder> --prompt "
-             + json.dumps(recipe.evaluation.prompts[0])]  # fmt: skip
-    if facts.phase == recipe.release.phase:
-        uri = f"models:/{recipe.name}@{recipe.release.alias}"
-        lines += [f"phasewise pull {uri} <folder>"]
-        python += f"""
-
-```python
-import mlflow
-
-model = mlflow.pyfunc.load_model("{uri}")
-print(model.predict([{json.dumps(recipe.evaluation.prompts[0])}]))
-```"""
-    return "\n\n".join([note, python, "\n".join([*lines, "```"])])
+def _task_results(report: Report | None) -> Iterator[dict[str, Any]]:
+    for task, found in (report or {}).get("benchmarks", {}).items():
+        yield {
+            "task": {"type": "text-generation"},
+            "dataset": {"name": task, "type": task},
+            "metrics": [{"type": found["metric"], "value": round(found["value"], 4)}],
+        }
 
 
-def _data(recipe: Recipe, facts: Facts, lineage: list[str]) -> str:
+def _ledger(report: Report | None) -> Iterator[str]:
+    """What became of each source's documents: in, dropped by reason, out."""
+    if report is None:
+        return
     rows = []
-    for name, source in _sources(recipe, lineage).items():
-        row = [name, _origin(source), source.license]
-        for phase in lineage:
-            row.append(_share(recipe.phases[phase], name, facts.mixtures.get(phase, [])))
-        rows.append(row)
-    split = recipe.held_out
-    return (
-        _table(["Source", "From", "Licence", *(f"Share in {p}" for p in lineage)], rows)
-        + "\n\nShares are of tokens. Where a source has no official split, "
-        f"{100 * split.validation:.4g} % of its documents are held out for validation and "
-        f"{100 * split.test:.4g} % for testing, after the removal of duplicates."
-    )
-
-
-def _origin(source: Source) -> str:
-    if source.hub:
-        address = f"https://huggingface.co/datasets/{source.hub.id}"
-        return f"[{source.hub.id}]({address}), {source.hub.config}, {source.hub.revision[:12]}"
-    if source.files:
-        return "local files"
-    return f"documentation of a Python installation ({source.installed})"
-
-
-def _share(phase: Phase, name: str, mixture: list[dict[str, Any]]) -> str:
-    """Of what was drawn, where the mix is there; else as the recipe writes it."""
-    rows = {row["name"]: row for row in mixture}
-    if rows and name in rows and "weight" in rows[name]:
-        share = float(Fraction(rows[name]["weight"]))
-    else:
-        share = mixture_shares(phase).get(name, 0.0)
-    if not share:
-        return "-"
-    epochs = rows.get(name, {}).get("epochs")
-    return f"{100 * share:.4g} %" + (f", {float(epochs):.3g} epochs" if epochs else "")
-
-
-def _training(recipe: Recipe, lineage: list[str]) -> str:
-    rows = []
-    for name in lineage:
-        phase = recipe.phases[name]
-        start = "random weights" if phase.starts_from == INIT else phase.starts_from
+    for name, source in report["ledger"]["sources"].items():
+        first, last = source["stages"][0]["in"], source["stages"][-1]["out"]
+        gone: dict[str, int] = {}
+        for book in source["stages"]:
+            for reason, count in book["dropped"].items():
+                gone[reason] = gone.get(reason, 0) + count["documents"]
+        told = ", ".join(f"{words(r)} {n:,}" for r, n in sorted(gone.items(), key=lambda g: -g[1]))
         rows.append(
             [
                 name,
-                start,
-                show_count(phase.total_tokens),
-                f"{phase.steps:,} x {show_count(phase.batch_tokens)}",
-                str(phase.seq_len),
-                f"{phase.lr:g} to {phase.min_lr:g}, {phase.schedule}",
-                phase.precision,
+                f"{first['documents']:,} ({show_bytes(first['bytes'])})",
+                told or "nothing",
+                f"{last['documents']:,} ({show_bytes(last['bytes'])})",
+                f"{source['splits'].get('train', {}).get('tokens', 0):,}",
             ]
         )
-    heads = ["Phase", "Starts from", "Tokens", "Steps", "Sequence", "Learning rate", "Precision"]
-    return _table(heads, rows)
+    yield parts.table(
+        ["Source", "Documents downloaded", "Dropped", "Kept, held-out text among them",
+         "Training tokens"], rows
+    )  # fmt: skip
 
 
-def _network(config: ModelConfig, facts: Facts) -> str:
-    rows: list[list[Any]] = [
-        ["Layers", config.n_layers],
-        ["Width", config.d_model],
-        ["Query heads / key-value heads", f"{config.n_heads} / {config.kv_heads}"],
-        ["Head width", config.head_size],
-        ["Feed-forward", f"SwiGLU, {config.d_ff}"],
-        [
-            "Norm",
-            f"{config.norm}, eps {config.norm_eps:g}" + (", QK norm" if config.qk_norm else ""),
-        ],
-        ["Positions", _positions(config)],
-        ["Context", f"{config.max_seq_len} tokens"],
-        ["Vocabulary", f"{config.vocabulary:,}"],
-        ["Output table", "the embedding's" if config.tie_embeddings else "its own"],
-    ]
-    if config.sliding_window is not None:
-        rows.append(["Sliding window", f"{config.sliding_window} tokens"])
-    if config.d_embed is not None:
-        where = "multiplied out in this folder" if facts.native else "kept"
-        rows.append(["Factorised embedding", f"{config.d_embed}, {where}"])
-    if config.n_experts is not None:
-        shared = " and a shared one" if config.shared_expert else ""
-        rows.append(
-            ["Experts", f"{config.n_experts_per_token} of {config.n_experts}{shared} in "
-             f"{config.moe_layers} layers"]
-        )  # fmt: skip
-    rows += [
-        [f"Parameters, {name.replace('_', '-')}", f"{facts.parameters[name]:,}"]
-        for name in ("total", "active", "non_embedding")
-    ]
-    return _table(["", ""], rows)
+def _trained(report: Report | None) -> Iterator[str]:
+    """How long it took and where the loss ended."""
+    from tasks.report import measures as report_measures
+    from tasks.report.markdown import table
+
+    if report is not None:
+        yield table(report_measures.training(dict(report)))
 
 
-def _positions(config: ModelConfig) -> str:
-    rope = f"RoPE, base {config.rope_base:g}"
-    if config.rope_scale != 1.0:
-        rope += f", positions divided by {config.rope_scale:g}"
-    return {"rope": rope, "alibi": "ALiBi", "rope+alibi": f"{rope}; ALiBi", "none": "none"}[
-        config.positions
-    ]
+def _measured(evaluation: Evaluation, weights: str, report: Report | None) -> str:
+    """The held-out figures; with a report also the baselines and every phase."""
+    if report is None:
+        return _held_out(evaluation, weights) if evaluation else ""
+    from tasks.report import tables as report_tables
+    from tasks.report.markdown import part, table
+
+    facts = dict(report)
+    every = part("### Every phase on every set", table(report_tables.matrix(facts)))
+    return "\n\n".join([table(report_tables.released(facts)), *every])
 
 
 def _held_out(evaluation: Evaluation, weights: str) -> str:
@@ -269,38 +185,58 @@ def _held_out(evaluation: Evaluation, weights: str) -> str:
         for name, figures in sorted(evaluation.items())
         for row in ([figures[weights]] if weights in figures else [])
     ]
-    return _table(["Set", "Bits per byte", "Perplexity (a token)", "Accuracy (a token)"], rows) + (
+    heads = ["Set", "Bits per byte", "Perplexity (a token)", "Accuracy (a token)"]
+    return parts.table(heads, rows) + (
         "\n\nBits per byte compare across tokenizers; the other two do not."
     )
 
 
-def _limits(facts: Facts) -> str:
+def _table(report: Report | None, name: str) -> str:
+    """A table of report_measures.py."""
+    from tasks.report import measures as report_measures
+    from tasks.report.markdown import table
+
+    return "" if report is None else table(getattr(report_measures, name)(dict(report)))
+
+
+def _generated(report: Report | None) -> str:
+    found = [_table(report, "measures"), _table(report, "generation_speed")]
+    return "\n\n".join(part for part in found if part)
+
+
+def _limits(
+    recipe: Recipe,
+    facts: Facts,
+    lineage: list[str],
+    evaluation: Evaluation,
+    report: Report | None,
+) -> str:
+    """What it is not, and what is not known of it."""
+    used = parts.sources(recipe, lineage).values()
+    codes = sorted({code for source in used for code in source.languages})
     lines = [
         "It continues text. It was not trained to follow instructions, nor to refuse any.",
+        f"With {facts.parameters['total']:,} parameters it is a small model: no source of facts. "
         "What it writes may be false, and repeats what its training text says and leaves out.",
         f"It sees at most {facts.architecture['max_seq_len']} tokens.",
     ]
+    if codes and all(source.languages for source in used):
+        lines.append(f"Its training text was kept to {', '.join(codes)} by a language filter.")
+    else:
+        lines.append("No language filter was set for all of its text; others may be in it.")
+    unmeasured = [
+        *(["held-out text"] if not evaluation else []),
+        *(["benchmarks"] if not (report or {}).get("benchmarks") else []),
+        *(["memorisation"] if not _memorised(report) else []),
+        "bias", "toxicity", "truthfulness",
+    ]  # fmt: skip
+    lines.append(f"Not measured here: {', '.join(unmeasured)}.")
     if not facts.native:
         lines.append("In transformers it needs `trust_remote_code=True`: read the code first.")
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _provenance(facts: Facts) -> str:
-    rows = [
-        ["Recipe", f"`{facts.recipe}`"],
-        ["Checkpoint", f"`{facts.checkpoint}`"],
-        ["Tokenizer", f"`{facts.tokenizer}`"],
-    ]
-    return _table(["", "SHA-256"], rows) + (
-        f"\n\nThe weights are those after step {facts.step:,} of {facts.phase}. `pipeline.json` "
-        "has the size and the SHA-256 of every file of this folder."
-    )
-
-
-def _table(heads: list[str], rows: Iterable[Iterable[Any]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+def _memorised(report: Report | None) -> bool:
+    made = (report or {}).get("generation", {})
+    return any("memorised_share" in m for one in made.values()
+               for m in one.get("measures", {}).values())  # fmt: skip

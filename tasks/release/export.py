@@ -20,9 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import stage
 from tasks.errors import BAD_DATA, INTERNAL, UserError
-from tasks.files import atomic_folder, read_json, sha256_file, write_json, write_text
+from tasks.files import (
+    atomic_folder,
+    read_json,
+    sha256_file,
+    write_json,
+    write_tensors,
+    write_text,
+)
 from tasks.recipe import Recipe, Sampling
-from tasks.release.card import Evaluation, Facts, card
+from tasks.release.card import Evaluation, Report, card
+from tasks.release.card_parts import Facts
 from tasks.release.manifest import seal, verify_export
 from tasks.workspace import Workspace
 
@@ -34,6 +42,14 @@ TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 TOLERANCE = 1e-4  # of a logit, or of the largest logit where that is above 1
 # Sampling that generation_config.json has no name for: it stands there under "phasewise".
 OURS = ("final_temperature", "temperature_power", "frequency_penalty", "presence_penalty", "stop")
+# A server that is given messages in place of a text asks for a template. This one puts down what
+# was said and nothing else, as `phasewise chat` does: the answer is how that text goes on.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if not loop.first and message['role'] != 'assistant' %}{{ '\\n' }}{% endif %}"
+    "{{ message['content'] }}"
+    "{% endfor %}"
+)
 _CHECKED_ROWS, _CHECKED_TOKENS = 2, 64
 
 
@@ -69,8 +85,6 @@ def export(workspace: Workspace, recipe: Recipe, phase: str) -> None:
 
 def write_network(folder: Path, network: Transformer, special: dict[str, int]) -> None:
     """Write config.json and model.safetensors, and the code where no class of transformers fits."""
-    from safetensors.torch import save_file
-
     from tasks.release import custom, native
 
     config, tensors = network.config, dict(network.state_dict())
@@ -86,7 +100,7 @@ def write_network(folder: Path, network: Transformer, special: dict[str, int]) -
                | special)  # fmt: skip
     # clone: a view would write its whole storage, and shared storage is refused
     whole = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "model.safetensors", whole)
     # the library lets the owner alone read what it writes; a server may be another user
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
 
@@ -129,7 +143,11 @@ def write_tokenizer(folder: Path, tokenizer: Path, max_seq_len: int) -> None:
             shutil.copyfile(tokenizer / name, folder / name)
     config = read_json(tokenizer / TOKENIZER_CONFIG)
     defaults = {"pad_token": config["eos_token"], "clean_up_tokenization_spaces": False}
-    ours = {"model_max_length": max_seq_len, "model_input_names": ["input_ids", "attention_mask"]}
+    ours = {
+        "model_max_length": max_seq_len,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "chat_template": CHAT_TEMPLATE,
+    }
     write_json(folder / TOKENIZER_CONFIG, defaults | config | ours)
 
 
@@ -214,11 +232,16 @@ def gather(
     )
 
 
-def add_evaluation(folder: Path, recipe: Recipe, evaluation: Evaluation) -> None:
-    """Put the held-out figures into the card of an export, and seal it anew."""
+def add_evaluation(
+    folder: Path, recipe: Recipe, evaluation: Evaluation, report: Report | None = None
+) -> None:
+    """Put what was measured into the card of an export, and seal it anew.
+
+    ``report``: all of it, as in reports/report.json; None: the held-out figures alone.
+    """
     manifest = verify_export(folder)
     facts = Facts(**{k: v for k, v in manifest.items() if k not in ("version", "files")})
-    write_text(folder / CARD, card(recipe, facts, evaluation))
+    write_text(folder / CARD, card(recipe, facts, evaluation, report))
     seal(folder, vars(facts))
 
 

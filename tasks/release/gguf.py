@@ -21,7 +21,7 @@ import numpy.typing as npt
 from tasks.errors import BAD_DATA, INTERNAL, UserError
 from tasks.files import named_when_done
 from tasks.release.manifest import verify_model
-from tasks.release.native import load_export
+from tasks.release.opening import open_export
 
 if TYPE_CHECKING:
     from model import ModelConfig
@@ -65,7 +65,7 @@ def write_gguf(
     from tasks.release.gguf_tokenizer import vocabulary
 
     verify_model(folder)
-    network = load_export(folder)
+    network = open_export(folder)
     words = vocabulary(folder, network.config.vocabulary) if with_tokenizer else None
     config, weights = gguf_network.plain(network)
     architecture = gguf_network.architecture(config)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from model import Transformer
-    from tasks.release.scoring import Score
+    from tasks.evaluation.scoring import Score
     from tasks.tokens.text import TextTokenizer
 
 Kind = Literal["int8", "int4"]
@@ -90,7 +90,7 @@ def perplexity_loss(network: Transformer, tokenizer: TextTokenizer, texts: Seque
     """
     import numpy as np
 
-    from tasks.release.scoring import score
+    from tasks.evaluation.scoring import score
 
     ids = [[*line, tokenizer.eos_id] for line in tokenizer.encode_batch(texts)]
     text_bytes = sum(len(text.encode()) for text in texts)
@@ -126,10 +126,10 @@ def compare(
 
     Raises UserError as `quantize` and `perplexity_loss` do, and for a figure that is not finite.
     """
-    from tasks.release.native import load_export
+    from tasks.release.opening import open_export
 
     network = (
-        load_export(folder_or_network)
+        open_export(Path(folder_or_network))
         if isinstance(folder_or_network, Path | str)
         else folder_or_network
     )

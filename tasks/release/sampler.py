@@ -9,27 +9,34 @@ Sample i draws with the seed `options.seed + i`, whatever batch it is in.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
-from model.decoder import Decoder
 from model.generate import Completion, generate, stream
 from model.sampling import SamplingOptions
-from tasks.errors import BAD_DATA, UserError, unknown_name
-from tasks.release.speed import Speed
-from tasks.tokens.text import TextTokenizer, load_tokenizer
+from tasks.errors import BAD_DATA, UserError
+from tasks.evaluation.speed import Speed
+from tasks.release.likely import WatchedDecoder
+from tasks.release.opening import (
+    DeviceName,
+    Dtype,
+    Quantization,
+    integer_device,
+    open_network,
+    pick_device,
+)
+from tasks.tokens.text import TextTokenizer
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
     from model import Transformer
 
-Dtype = Literal["fp32", "bf16"]
-Quantization = Literal["int8", "int4"]
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+Notice = Callable[[Sequence[int], "Tensor", int], None]
+"""Is told of each new id: the ids before it, the logits (V,) that it was drawn from, and itself."""
 BATCH_SIZE = 8
 _UNFINISHED = "\ufffd"  # what bytes that are not yet a whole character decode to
 
@@ -85,7 +92,7 @@ class Sampler:
     """Whether a single row is decoded by `model.compiled`."""
     speed: Speed = field(default_factory=Speed)
     """Of all that was sampled."""
-    _decoders: tuple[int, list[Decoder]] | None = field(default=None, repr=False)
+    _decoders: tuple[int, list[WatchedDecoder]] | None = field(default=None, repr=False)
 
     @classmethod
     def open(
@@ -112,7 +119,7 @@ class Sampler:
         Raises UserError where a folder is missing, was changed or is no export, where the draft has
         another tokenizer, and where there is no such device.
         """
-        where = pick_device(device if quantize is None else _for_integers(device))
+        where = pick_device(device if quantize is None else integer_device(device))
         network, tokenizer = open_network(folder, where, dtype, quantize)
         if draft is None:
             return cls(network, tokenizer, compiled=compiled)
@@ -141,7 +148,7 @@ class Sampler:
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             drawn = shifted(options, start)
-            ids = [self._encode(prompt) for prompt in batch]
+            ids = [self.encode(prompt) for prompt in batch]
             with self.speed.watch(*self._networks()):
                 with _explained():
                     done = generate(network, ids, drawn, self.tokenizer.decode, draft)
@@ -154,14 +161,31 @@ class Sampler:
         [sample] = self.sample([prompt], options)
         return sample
 
-    def stream(self, prompt: str, options: SamplingOptions) -> Generator[str, None, Sample]:
+    def stream(
+        self,
+        prompt: str,
+        options: SamplingOptions,
+        *,
+        make_room: bool = False,
+        notice: Notice | None = None,
+    ) -> Generator[str, None, Sample]:
         """Pieces of the text of `complete` as they come, and the sample as the return value.
 
         A piece never ends inside a character, unless the text does.
+
+        Args:
+            make_room: read less of a prompt that would leave too little of the context for the new
+                tokens, not only of one that is longer than the context.
+            notice: is told of each new id before its text comes; not with a draft model, whose
+                ids come several at once.
         """
         options = self._complete(options)
         network, draft = self._laid_out(1)
-        ids = self._encode(prompt)
+        assert notice is None or draft is None
+        ids, cut = self.encode(prompt), 0
+        if make_room:
+            cut = self.too_many(len(ids), options.max_new_tokens)
+            ids = ids[cut:]
         new: list[int] = []
         done: list[Completion] = []
         shown = ""
@@ -171,6 +195,9 @@ class Sampler:
 
         with self.speed.watch(*self._networks()), _explained():
             for token in tokens():
+                if notice is not None:
+                    assert network.seen is not None
+                    notice([*ids, *new], network.seen[0, -1], token)
                 new.append(token)
                 text = self.tokenizer.continuation(ids, new)
                 if not text.endswith(_UNFINISHED):
@@ -178,29 +205,53 @@ class Sampler:
                     shown = text
             self.speed.add(done)
         sample = self._sample(prompt, done[0], options)
+        sample = replace(sample, dropped=sample.dropped + cut)
         if sample.text != shown:
             yield sample.text[len(shown) :]
         return sample
 
+    def too_many(self, tokens: int, max_new_tokens: int) -> int:
+        """How many tokens of a text to leave out, so that the context has room for new ones.
+
+        At least half of the context is for the text.
+        """
+        context = self.network.config.max_seq_len
+        return max(0, tokens - (context - min(max_new_tokens, context // 2)))
+
+    def next_logits(self, text: str) -> tuple[list[int], Tensor]:
+        """The ids of a text, the last that the context holds, and the logits (V,) after them."""
+        import torch
+
+        ids = self.encode(text)[-self.network.config.max_seq_len :]
+        network, _ = self._laid_out(1)
+        cache = network.new_cache(1, len(ids))
+        logits = network.read(torch.tensor([ids], device=network.device), cache)[0, -1]
+        if logits.isnan().any():
+            raise UserError(
+                "the model's logits are NaN", hint="the model is broken", exit_code=BAD_DATA
+            )
+        return ids, logits
+
+    def encode(self, prompt: str) -> list[int]:
+        """The ids that are read for a text: the end-of-text id for an empty one."""
+        return self.tokenizer.encode(prompt) or [self.tokenizer.eos_id]
+
     def _networks(self) -> list[Transformer]:
         return [self.network] if self.draft is None else [self.network, self.draft]
 
-    def _laid_out(self, rows: int) -> tuple[Decoder, Decoder | None]:
+    def _laid_out(self, rows: int) -> tuple[WatchedDecoder, WatchedDecoder | None]:
         """The networks as `generate` wants them for so many rows; kept for the next call."""
         if self._decoders is None or self._decoders[0] != rows:
             self._decoders = (rows, [self._decoder(network, rows) for network in self._networks()])
         network, *draft = self._decoders[1]
         return network, draft[0] if draft else None
 
-    def _decoder(self, network: Transformer, rows: int) -> Decoder:
+    def _decoder(self, network: Transformer, rows: int) -> WatchedDecoder:
         try:
-            return Decoder(network, rows, compiled=self.compiled)
+            return WatchedDecoder(network, rows, compiled=self.compiled)
         except ValueError as error:
             hint = "leave it out" if rows == 1 else "add --batch-size 1, or leave it out"
             raise UserError(str(error), where="--compile", hint=hint) from None
-
-    def _encode(self, prompt: str) -> list[int]:
-        return self.tokenizer.encode(prompt) or [self.tokenizer.eos_id]
 
     def _complete(self, options: SamplingOptions) -> SamplingOptions:
         return replace(seeded(options), eos_ids=(self.tokenizer.eos_id,))
@@ -240,50 +291,3 @@ def shifted(options: SamplingOptions, number: int) -> SamplingOptions:
     """The options that sample ``number`` draws with, as `model.generate` counts seeds."""
     assert options.seed is not None
     return replace(options, seed=(options.seed + number) % 2**63)
-
-
-def open_network(
-    folder: Path, device: torch.device, dtype: Dtype, kind: Quantization | None
-) -> tuple[Transformer, TextTokenizer]:
-    """The network of an exported folder, ready to run, and its tokenizer. Errors as of `open`."""
-    import torch
-
-    from tasks.release.manifest import verify_model
-    from tasks.release.native import load_export
-
-    verify_model(folder)
-    tokenizer = load_tokenizer(folder)
-    network = load_export(folder, device, torch.bfloat16 if dtype == "bf16" else torch.float32)
-    if kind is not None:
-        from tasks.release.quantize import quantize
-
-        network = quantize(network, kind)
-    return network.eval(), tokenizer
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name. Raises UserError where this machine has none."""
-    from tasks.settings import settings
-    from tasks.training.device import open_device
-
-    if name not in get_args(DeviceName):
-        raise unknown_name("device", name, get_args(DeviceName))
-    here = settings()
-    if name == "auto":
-        return open_device(here, "fp32").torch_device
-    try:
-        return open_device(here.model_copy(update={"device": name}), "fp32").torch_device
-    except UserError as error:
-        raise UserError(
-            error.message, where="--device", hint="leave it out, or set it to auto or cpu"
-        ) from None
-
-
-def _for_integers(device: DeviceName) -> DeviceName:
-    if device not in ("auto", "cpu"):
-        raise UserError(
-            f"quantized weights run on the CPU, not on {device}",
-            where="--quantize",
-            hint="leave out --device, or take --dtype bf16 there",
-        )
-    return "cpu"

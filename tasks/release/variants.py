@@ -17,11 +17,11 @@ from model.decoder import Decoder
 from model.generate import generate
 from model.sampling import SamplingOptions
 from tasks.errors import UserError
+from tasks.evaluation.speed import Speed
 from tasks.release.manifest import verify_export
 from tasks.release.native import load_export
+from tasks.release.opening import Dtype, open_network
 from tasks.release.quantize import KINDS, Kind, Quantized, compare
-from tasks.release.sampler import Dtype, open_network
-from tasks.release.speed import Speed
 from tasks.tokens.text import load_tokenizer
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tasks.errors import BAD_DATA, NO_INPUT, UserError
-from tasks.files import atomic_folder, read_json, sha256_file, write_json
+from tasks.files import atomic_folder, read_json, sha256_file, write_json, write_tensors
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -47,7 +47,7 @@ def save(
     """
     with atomic_folder(folder) as temporary:
         for stem, named in tensors.items():
-            save_file(named, temporary / f"{stem}.safetensors", metadata={"format": "pt"})
+            write_tensors(temporary / f"{stem}.safetensors", named)
         for stem, value in records.items():
             write_json(temporary / f"{stem}.json", value)
         if beside is not None:
@@ -73,6 +73,8 @@ def fault(folder: Path) -> str | None:
             return f"made by format {version}; this program reads {VERSION}"
         for name, expected in files.items():
             path = folder / name
+            if path.name != name:
+                return f"{name!r} is not a file name"
             if not path.exists():
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:

@@ -6,6 +6,10 @@
                                                                or by a cluster, once on each
 
 The number is no part of a recipe: the same samples make the same steps.
+
+Processes of one machine meet at a file and talk over the loopback interface. torch's own meeting
+place listens on every interface, and takes pickles from whoever connects; several machines need it,
+so they belong in a network of their own.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from tasks.errors import INTERNAL, UserError
@@ -47,13 +52,16 @@ def launch(run: Path, root: Path, phase: str, count: int, cores: int) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say it below
     ended = run / EXIT
     ended.unlink(missing_ok=True)
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.2,
-    )  # fmt: skip
     command = ["-m", "tasks.training.train", phase, "--root", str(root)]
     try:
-        elastic_launch(config, sys.executable)(*command)
+        with tempfile.TemporaryDirectory(prefix="phasewise-", ignore_cleanup_errors=True) as place:
+            config = LaunchConfig(
+                min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d",
+                rdzv_endpoint=f"{place}/launcher", rdzv_configs={"store_type": "file"},
+                max_restarts=0, monitor_interval=0.2,
+            )  # fmt: skip
+            stay_local(Path(place))
+            elastic_launch(config, sys.executable)(*command)
         return
     except (ChildFailedError, SignalException):
         if ended.exists():  # the main process has said what it is
@@ -64,3 +72,14 @@ def launch(run: Path, root: Path, phase: str, count: int, cores: int) -> None:
         "checkpoint",
         exit_code=INTERNAL,
     )
+
+
+def stay_local(place: Path) -> None:
+    """Have the processes that are started from here meet in the folder, and talk over loopback."""
+    from tasks.training.world import STORE
+
+    os.environ[STORE] = str(place / "world")
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else the launcher listens for them
+    if sys.platform == "linux":
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")

@@ -31,7 +31,6 @@ def place(
         records = read_history(folder / "history.jsonl")
         write_curves(records, folder, tokens_before)
         write_json(folder / "summary.json", summary)
-        write_json(folder / "training_history.json", records)
     return summary
 
 

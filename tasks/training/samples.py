@@ -51,19 +51,17 @@ class Samples:
         return load_tokenizer(self.workspace.tokenizer)
 
     def _draw(self) -> list[dict[str, Any]]:
-        from tasks.release.evaluate import draw
+        from model.sampling import SamplingOptions
+        from tasks.release.sampler import Sampler
 
         evaluation, state = self.recipe.evaluation, self.state
         most = min(MOST_TOKENS, evaluation.sampling.max_new_tokens)
-        sampling = evaluation.sampling.model_copy(update={"max_new_tokens": most})
+        chosen = evaluation.sampling.keywords() | {"max_new_tokens": most}
+        options = SamplingOptions(**chosen, seed=self.recipe.seed)
         lent = state.ema.swapped(state.model) if state.ema else contextlib.nullcontext()
         weights = "ema" if state.ema else "raw"
         with lent:  # in the weights' own precision, as after release
-            return draw(
-                state.model,
-                self._tokenizer,
-                evaluation.prompts,
-                sampling,
-                self.recipe.seed,
-                weights,
+            drawn = Sampler(state.model, self._tokenizer).sample(
+                evaluation.prompts, options, len(evaluation.prompts)
             )
+            return [{"prompt": one.prompt, "text": one.text, "weights": weights} for one in drawn]

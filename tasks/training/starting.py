@@ -1,4 +1,4 @@
-"""The network that a phase trains: that of the checkpoint it starts from; of an import, checked."""
+"""The network that a phase trains: that of the checkpoint it starts from, which is the recipe's."""
 
 from __future__ import annotations
 
@@ -22,14 +22,12 @@ def starting_config(workspace: Workspace, recipe: Recipe, phase: str) -> ModelCo
     """The network that a phase trains: that of the checkpoint it starts from.
 
     Of an import it is the recipe's, which may differ in what acts in training alone. Raises
-    UserError that shows the fields in which they differ otherwise, or where the import brought
-    another tokenizer than the recipe's.
+    UserError that shows the fields in which they differ otherwise (of a checkpoint of ours: it was
+    made before the recipe was changed), or where an import brought another tokenizer.
     """
     start = recipe.phases[phase].starts_from
     parent = workspace.checkpoint(start)
     given = ModelConfig.from_dict(read_json(parent / "config.json")["phasewise"])
-    if not start.startswith(IMPORTED):
-        return given
     words = read_json(workspace.tokenizer / "report.json")
     asked = replace(recipe.model, vocab_size=words["vocab_size"])
     there, here = _computed(given), _computed(asked)
@@ -38,16 +36,19 @@ def starting_config(workspace: Workspace, recipe: Recipe, phase: str) -> ModelCo
         for key in asked.to_dict()
         if there.get(key) != here.get(key)
     ]
+    imported = start.startswith(IMPORTED)
     own = parent / "tokenizer.json"
-    if own.exists() and sha256_file(own) != words["fingerprint"]:
+    if imported and own.exists() and sha256_file(own) != words["fingerprint"]:
         off.append("tokenizer.json: another one, so ids mean other words")
     if off:
         raise UserError(
             f"{start} is another network than the recipe's: {'; '.join(off)}",
             where=f"params.yaml: phases.{phase}.starts_from",
-            hint="set the recipe's model and tokenizer to what was imported",
+            hint="set the recipe's model and tokenizer to what was imported"
+            if imported
+            else f"make it again: dvc repro train@{phase}",
         )
-    return asked
+    return asked if imported else given
 
 
 def _computed(config: ModelConfig) -> dict[str, Any]:

@@ -41,6 +41,8 @@ from tasks.training.world import World
 from tasks.units import show_count, show_seconds
 from tasks.workspace import Workspace
 
+ONE_DEATH_SECONDS = 0.5  # a second SIGTERM within it is the first once more
+
 
 class Trainer:
     """One phase being trained, by one process of ``world``; the main one alone writes."""
@@ -88,6 +90,7 @@ class Trainer:
         self.last_validation: list[dict[str, Any]] = []
         self.saved_at = -1
         self.leaving = 0  # the signal that asked for it
+        self.leaving_since = 0.0
         self.asked = 0  # the same, agreed on by all ranks; 1: a step or time limit
         self.slowest = 0.0  # seconds of a step, to leave in time before a limit
 
@@ -224,8 +227,12 @@ class Trainer:
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
         if self.leaving:
+            # the kernel may say more than once that a parent with threads was killed
+            since = time.monotonic() - self.leaving_since
+            if number == signal.SIGTERM and since < ONE_DEATH_SECONDS:
+                return
             os._exit(128 + number)
-        self.leaving = number
+        self.leaving, self.leaving_since = number, time.monotonic()
         print("\n    leaving after this step; once more to leave at once", file=sys.stderr)
 
     def _stop_early(self) -> None:
@@ -271,7 +278,7 @@ class Trainer:
         """Start the process that feeds MLflow; training neither waits for it nor needs it."""
         if not (self.machine.track and self.world.is_main):
             return None
-        follow = [sys.executable, "-m", "tasks.release.tracking", "follow"]
+        follow = [sys.executable, "-m", "tasks.registry.tracking", "follow"]
         with open(self.run / "tracking.log", "ab") as log:
             # its own session and output: it may outlive the trainer's terminal by a moment
             return subprocess.Popen(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tasks.evaluation.scoring import score
 from tasks.recipe import Recipe
-from tasks.release.scoring import score
 from tasks.tokens.shards import open_split, splits
-from tasks.training.state import TrainState
 from tasks.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tasks.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,11 @@ class HeldOutSet:
 
     name: str
     tokens: np.ndarray  # (N,), each document followed by EOS
-    text_bytes: int
+    document_bytes: np.ndarray  # (D,), of each document's text
+
+    @property
+    def text_bytes(self) -> int:
+        return int(self.document_bytes.sum())
 
 
 def held_out_sets(
@@ -43,8 +49,7 @@ def held_out_sets(
             if most_tokens is not None:
                 fit = max(1, int(np.searchsorted(shard.ends, most_tokens, side="right")))
             tokens = shard.read(0, int(shard.ends[fit - 1]))
-            size = int(shard.document_bytes[:fit].sum())
-            found.append(HeldOutSet(f"{source}/{split}", tokens, size))
+            found.append(HeldOutSet(f"{source}/{split}", tokens, shard.document_bytes[:fit]))
     return found
 
 

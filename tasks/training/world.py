@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+STORE = "PHASEWISE_WORLD_STORE"  # where the processes of one machine meet; see launch.py
+
 
 @dataclass(frozen=True)
 class World:
@@ -70,7 +72,9 @@ def join_world(device: str) -> Iterator[World]:
     cuda = device in ("auto", "cuda") and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    store = dist.FileStore(path, size) if (path := os.environ.get(STORE)) else None
+    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), local_rank)
     finally:
