@@ -251,6 +251,18 @@ def test_the_command_writes_one_report_anew_from_its_json(two: tuple[Path, Path]
     assert out.read_text() == (base / "reports/report.html").read_text()
 
 
+@pytest.mark.parametrize("form", ["html", "md", "json"])
+def test_a_report_to_pass_on_quotes_no_document(two: tuple[Path, Path], form: str) -> None:
+    base, _ = two
+    out = base / f"public.{form}"
+    whole = (base / f"reports/report.{form}").read_text()
+    done = CliRunner().invoke(app, ["report", str(base), "--no-examples", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    quote = "stdlib too_short 1"  # how the fixture's documents begin
+    assert quote in whole.replace("\\", "")
+    assert quote not in out.read_text().replace("\\", "")
+
+
 def test_the_command_refuses_two_runs_without_compare_and_an_unknown_form(
     two: tuple[Path, Path],
 ) -> None:

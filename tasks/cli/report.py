@@ -31,6 +31,10 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Where it goes; .html, .md or .json says the form.")
     ] = None,
+    examples: Annotated[
+        bool,
+        typer.Option(help="Quote dropped documents; not in a report of text you may not pass on."),
+    ] = True,
 ) -> None:
     """Write the report of a run, or a comparison of runs, as one file to read or to send."""
     from tasks.report.runs import open_run, open_runs
@@ -50,8 +54,19 @@ def report(
             names = [str(root), *names]
         _write_comparison(open_runs(names, root), target)
     else:
-        _write_report(open_run(names[0] if names else str(root), root).facts, target)
+        facts = open_run(names[0] if names else str(root), root).facts
+        _write_report(facts if examples else without_examples(facts), target)
     print(target)
+
+
+def without_examples(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts with no document of the sources quoted."""
+    ledger = facts["ledger"]
+    sources = {
+        name: source | {"stages": [stage | {"examples": {}} for stage in source["stages"]]}
+        for name, source in ledger["sources"].items()
+    }
+    return facts | {"ledger": ledger | {"sources": sources}}
 
 
 def _write_report(facts: dict[str, Any], target: Path) -> None:

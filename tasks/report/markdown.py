@@ -33,7 +33,6 @@ def markdown(facts: Facts) -> str:
         "## From download to trained token",
         table(settings.ledger(facts)),
         balance(breaks),
-        "## Dropped, for example",
         *_examples(facts["ledger"]),
         "## Recipe",
         table(settings.phases(facts)),
@@ -100,7 +99,7 @@ def _examples(ledger: dict[str, Any]) -> list[str]:
             for reason, texts in book["examples"].items():
                 lines = [f"- {quoted(text)}" for text in texts]
                 found.append("\n".join([f"{name}, {book['stage']}, {words(reason)}:", "", *lines]))
-    return found or ["Nothing was dropped."]
+    return ["## Dropped, for example", *found] if found else []
 
 
 def quoted(text: str) -> str:
