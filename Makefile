@@ -32,9 +32,9 @@ demo: $(INSTALLED) ## raw text to a registered model in minutes, on a CPU, offli
 	@$(BIN)/phasewise demo
 
 test: $(INSTALLED) ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-faults: $(INSTALLED) ## fifty random kills of a training run: minutes
+faults: $(INSTALLED) ## what takes minutes: fifty random kills, a server gone for good, a queue
 	$(BIN)/python -m pytest -m faults
 
 lint: $(INSTALLED) ## ruff and mypy

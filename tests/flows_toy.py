@@ -110,10 +110,14 @@ def environment() -> dict[str, str]:
 
 
 def run(root: Path, *command: str, check: bool = True, **extra: str) -> str:
-    """What a command in the toy's folder prints, both streams; ``extra`` joins its environment."""
+    """What a command in the toy's folder prints, both streams; ``extra`` joins its environment.
+
+    As in a shell, PWD is the folder: prefect.yaml has the deployments run there.
+    """
     done = subprocess.run(
-        command, cwd=root, env=environment() | extra, text=True, capture_output=True, check=False
-    )
+        command, cwd=root, env=environment() | {"PWD": str(root)} | extra, text=True,
+        capture_output=True, check=False,
+    )  # fmt: skip
     if check:
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout + done.stderr

@@ -261,6 +261,8 @@ def test_up_a_deployment_a_cancelled_run_and_down(tmp_path: Path) -> None:
         pool = WorkPoolCreate(name="phasewise-process", type="process")
         ask(lambda client: client.create_work_pool(pool))
         run("prefect", "--no-prompt", "deploy", "--all")
+        deployed = ask(lambda client: client.read_deployment_by_name("pretrain/process"))
+        assert [list(step.values()) for step in deployed.pull_steps] == [[{"directory": str(root)}]]
         run("prefect", "deployment", "run", "pretrain/process", "--param", "phase=phase1")
         run("prefect", "worker", "start", "--pool", "phasewise-process", "--run-once")
         runs = ask(lambda client: client.read_flow_runs())
@@ -283,6 +285,7 @@ def test_up_a_deployment_a_cancelled_run_and_down(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.faults
 @linux
 @pytest.mark.slow
 def test_a_server_that_goes_away_neither_stops_nor_spoils_a_run(tmp_path: Path) -> None:

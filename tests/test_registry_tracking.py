@@ -196,6 +196,17 @@ def test_another_recipe_is_another_pipeline_and_a_shared_phase_stays_where_it_wa
     }
 
 
+def test_a_pipeline_whose_phases_ended_before_it_was_made_has_ended_too(
+    finished: tuple[Workspace, Recipe],
+) -> None:
+    tracking.sync_all(*finished)
+    [made] = pipelines(finished[0])
+    client(finished[0]).update_run(made.info.run_id, "RUNNING")
+    tracking.sync_all(*finished)
+    [found] = pipelines(finished[0])
+    assert found.info.status == "FINISHED" and found.info.end_time == made.info.end_time
+
+
 def test_what_evaluation_does_not_train_is_no_other_pipeline(tmp_path: Path) -> None:
     workspace, recipe = make_workspace(tmp_path, tracked=False)
     text = (workspace.root / "params.yaml").read_text()

@@ -379,6 +379,7 @@ def test_a_queued_experiment_has_the_records_of_its_project(
     assert settings().threads == 3
 
 
+@pytest.mark.faults
 def test_experiments_of_a_queue_are_compared_by_few_figures(project: Path, tmp_path: Path) -> None:
     root = clone(project, tmp_path / "queue", same_cache=True)
     grid = "phases.phase2.lr=2e-3,2e-2"

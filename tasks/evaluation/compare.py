@@ -89,7 +89,7 @@ class Comparison:
                 "text_bytes": one.text_bytes,
                 first: one.first["bits_per_byte"],
                 second: one.second["bits_per_byte"],
-                **asdict(one.difference),
+                **_known(one.difference, one.documents),
                 "figures": {first: one.first, second: one.second},
             }
             for one in self.sets
@@ -105,6 +105,12 @@ class Comparison:
             "verdict": self.verdict(),
             "notes": self.notes,
         }
+
+
+def _known(difference: Difference, documents: int) -> dict[str, float]:
+    """A difference as plain values, without what a single document cannot tell."""
+    values = asdict(difference)
+    return {k: values[k] for k in values if documents > 1 or k not in ("se", "low", "high")}
 
 
 def compare(

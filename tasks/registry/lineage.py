@@ -97,8 +97,11 @@ def share(
 
     Returns the run's id and the names of the artifacts that were sent.
     """
-    started = min(store.get_run(run).info.start_time for run in runs.values())
-    run_id = open_pipeline(store, workspace, recipe, started)
+    phases = [store.get_run(run).info for run in runs.values()]
+    run_id = open_pipeline(store, workspace, recipe, min(phase.start_time for phase in phases))
+    finished = all(phase.status == "FINISHED" for phase in phases)
+    if finished and store.get_run(run_id).info.status != "FINISHED":  # e.g. another's phases
+        store.set_status(run_id, "FINISHED", max(phase.end_time for phase in phases))
     report = workspace.report
     candidates = [
         workspace.root / "params.yaml",

@@ -35,7 +35,9 @@ def changes(
                     continue
                 change: dict[str, Any] = {"change": now["bits_per_byte"] - then["bits_per_byte"]}
                 if cell.change:
-                    change |= {"se": cell.change.se, "same_protocol": cell.same_protocol}
+                    change["same_protocol"] = cell.same_protocol
+                    if cell.se is not None:  # a single document has no spread
+                        change["se"] = cell.change.se
                 found.setdefault(phase, {}).setdefault(name, {})[weights] = change
     return found
 
