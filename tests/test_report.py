@@ -35,7 +35,14 @@ from tasks.report.tables import change
 from tasks.workspace import Workspace
 from tests.places import ROOT
 from tests.release_workspace import BATCH_TOKENS, BITS, STEPS, make_workspace, write_export
-from tests.report_workspace import FIVE_GRAM, PROMPTS, REASON, UNIGRAM, make_whole
+from tests.report_workspace import (
+    FIVE_GRAM,
+    PROMPTS,
+    REASON,
+    UNIGRAM,
+    make_whole,
+    write_registration,
+)
 
 HOSTILE = "</style><script>alert(1)</script> [x](https://example.org) \x00\x1b |`*_"
 finite = st.floats(-1e9, 1e9, allow_nan=False)
@@ -44,19 +51,7 @@ finite = st.floats(-1e9, 1e9, allow_nan=False)
 @pytest.fixture
 def finished(tmp_path: Path) -> tuple[Workspace, Recipe]:
     workspace, recipe = make_workspace(tmp_path, tracked=False)
-    registration = {
-        "name": "demo",
-        "version": "7",
-        "alias": "champion",
-        "uri": "models:/demo@champion",
-        "phase": "phase2",
-        "weights": "ema",
-        "export": "e" * 64,
-        "run_id": "r" * 32,
-        "experiment_id": "1",
-        "tracking_uri": "sqlite:///mlflow.db",
-    }
-    write_json(workspace.registration, registration)
+    write_registration(workspace)
     return workspace, recipe
 
 

@@ -17,20 +17,18 @@ from typing import Any
 import numpy as np
 
 from tasks import stage
-from tasks.errors import NO_INPUT, UserError
 from tasks.evaluation.drawn import Drawn, drawn
+from tasks.evaluation.evaluate import Figures, sets_to_score, table
 from tasks.evaluation.ngram import Ngram
 from tasks.evaluation.scoring import Score
 from tasks.files import write_json
 from tasks.recipe import Recipe
 from tasks.tokens.mixture import load_mix
-from tasks.training.validate import HeldOutSet, held_out_sets
+from tasks.training.validate import HeldOutSet
 from tasks.units import show_count
 from tasks.workspace import Workspace
 
 ORDERS = {"unigram": 1, "5-gram": 5}
-
-Figures = dict[str, dict[str, dict[str, float]]]
 
 
 def baselines(workspace: Workspace, recipe: Recipe, phase: str) -> None:
@@ -41,14 +39,7 @@ def baselines(workspace: Workspace, recipe: Recipe, phase: str) -> None:
     missing or do not belong together.
     """
     plan, mix = recipe.evaluation, load_mix(workspace.mix(phase))
-    sets = held_out_sets(workspace, recipe, plan.max_tokens, ("validation", "test"))
-    if not sets:
-        raise UserError(
-            "no source has held-out text",
-            where="params.yaml: held_out",
-            hint="give validation or test a share above 0, or a source an official split",
-            exit_code=NO_INPUT,
-        )
+    sets = sets_to_score(workspace, recipe)
     tokens, runs = together(drawn(workspace, recipe, phase, plan.baseline_tokens))
     figures: Figures = {held_out.name: {} for held_out in sets}
     for name, order in ORDERS.items():
@@ -84,18 +75,6 @@ def score(model: Ngram, held_out: HeldOutSet, alone: bool = False) -> Score:
     if alone:
         nats = nats[held_out.tokens != model.eos_id]
     return Score(float(nats.sum()), len(nats), 0, held_out.text_bytes)
-
-
-def table(figures: Figures) -> str:
-    """The figures as lines of text, a line a set."""
-    width = max(len(name) for name in figures)
-    heads = [f"{f'bits/byte {name}':>18} {f'perplexity {name}':>19}" for name in ORDERS]
-    lines = [f"    {'':<{width}} " + " ".join(heads)]
-    for name, row in figures.items():
-        cells = [f"{row[n]['bits_per_byte']:>18.4f} {show_count(row[n]['perplexity']):>19}"
-                 for n in ORDERS]  # fmt: skip
-        lines.append(f"    {name:<{width}} " + " ".join(cells))
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

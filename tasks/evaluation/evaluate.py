@@ -56,21 +56,13 @@ def evaluate(workspace: Workspace, recipe: Recipe, phase: str) -> None:
     """
     from tasks.tokens.text import load_tokenizer
     from tasks.training import checkpoint
-    from tasks.training.validate import held_out_sets
 
     source = checkpoint.require(workspace.checkpoint(phase))
-    protocol, plan = protocol_for(recipe, phase), recipe.evaluation
-    sets = held_out_sets(workspace, recipe, plan.max_tokens, ("validation", "test"))
-    if not sets:
-        raise UserError(
-            "no source has held-out text",
-            where="params.yaml: held_out",
-            hint="give validation or test a share above 0, or a source an official split",
-            exit_code=NO_INPUT,
-        )
+    protocol = protocol_for(recipe, phase)
+    sets = sets_to_score(workspace, recipe)
     tokenizer = load_tokenizer(workspace.tokenizer)
     texts = {s.name: held_out_text(workspace, s.name, s.document_bytes, tokenizer) for s in sets}
-    there = [name for name, stem in FILES.items() if (source / f"{stem}.safetensors").exists()]
+    there = weights_in(source)
     sums: Sums = {}
     figures: Figures = {held_out.name: {} for held_out in sets}
     total = len(there) * sum(len(held_out.tokens) for held_out in sets)
@@ -102,6 +94,27 @@ def evaluate(workspace: Workspace, recipe: Recipe, phase: str) -> None:
     write_json(workspace.evaluation(phase), figures)
     write_json(headline_path(workspace, phase), headline(figures))
     print(f"{table(figures)}\n    {documents.described(protocol)}; ± one standard error")
+
+
+def sets_to_score(workspace: Workspace, recipe: Recipe) -> list[HeldOutSet]:
+    """Every held-out set of every source, cut as the recipe says. Raises UserError without any."""
+    from tasks.training.validate import held_out_sets
+
+    most_tokens = recipe.evaluation.max_tokens
+    sets = held_out_sets(workspace, recipe, most_tokens, ("validation", "test"))
+    if not sets:
+        raise UserError(
+            "no source has held-out text",
+            where="params.yaml: held_out",
+            hint="give validation or test a share above 0, or a source an official split",
+            exit_code=NO_INPUT,
+        )
+    return sets
+
+
+def weights_in(checkpoint: Path) -> list[str]:
+    """Which of raw and ema a checkpoint holds."""
+    return [name for name, stem in FILES.items() if (checkpoint / f"{stem}.safetensors").exists()]
 
 
 def fp32_network(checkpoint: Path, weights: str) -> Transformer:
@@ -193,14 +206,15 @@ def describe(held_out: HeldOutSet, text: HeldOutText, sums: DocumentSums) -> dic
 
 
 def table(figures: Figures) -> str:
-    """The figures as lines of text: a line a set, bits per byte and perplexity of each weights."""
-    weights = list(next(iter(figures.values())))
+    """The figures as lines of text: a line a set, bits per byte and perplexity of each model."""
+    models = list(next(iter(figures.values())))
     width = max(len(name) for name in figures)
-    heads = [f"{f'bits/byte {name}':>16} {f'perplexity {name}':>15}" for name in weights]
+    wide = max(16, len("perplexity ") + max(map(len, models)))
+    heads = [f"{f'bits/byte {name}':>{wide}} {f'perplexity {name}':>{wide}}" for name in models]
     lines = [f"    {'':<{width}} " + " ".join(heads)]
     for name, row in figures.items():
-        cells = [f"{_with_error(row[w]):>16} {show_count(row[w]['perplexity']):>15}"
-                 for w in weights]  # fmt: skip
+        cells = [f"{_with_error(row[m]):>{wide}} {show_count(row[m]['perplexity']):>{wide}}"
+                 for m in models]  # fmt: skip
         lines.append(f"    {name:<{width}} " + " ".join(cells))
     return "\n".join(lines)
 

@@ -41,7 +41,7 @@ def generate(workspace: Workspace, recipe: Recipe, phase: str) -> None:
     Raises UserError where the checkpoint, the mix or the shards are missing or damaged.
     """
     from tasks.evaluation.drawn import drawn
-    from tasks.evaluation.evaluate import FILES
+    from tasks.evaluation.evaluate import FILES, weights_in
     from tasks.evaluation.speed import measure
     from tasks.tokens.text import load_tokenizer
     from tasks.training import checkpoint
@@ -51,7 +51,7 @@ def generate(workspace: Workspace, recipe: Recipe, phase: str) -> None:
     source = checkpoint.require(workspace.checkpoint(phase))
     plan, tokenizer = recipe.evaluation, load_tokenizer(workspace.tokenizer)
     device = open_device(settings(), "fp32").torch_device
-    there = [name for name, stem in FILES.items() if (source / f"{stem}.safetensors").exists()]
+    there = weights_in(source)
     texts: dict[str, list[list[int]]] = {}
     samples: list[dict[str, Any]] = []
     speed: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """The model card: what an export is, written from what is known of it and nothing else.
 
     recipe (sources, licences, phases) + facts (counts, fingerprints)   as it is exported
-        + figures, or a whole report (report_facts.py)                  as it is registered
+        + figures, or a whole report (tasks/report/facts.py)            as it is registered
         -> README.md
 
 A line whose fact is not there is left out. The YAML header is the Hugging Face hub's, with the
@@ -155,23 +155,23 @@ def _ledger(report: Report | None) -> Iterator[str]:
 
 def _trained(report: Report | None) -> Iterator[str]:
     """How long it took and where the loss ended."""
-    from tasks.report import measures as report_measures
+    from tasks.report import measures
     from tasks.report.markdown import table
 
     if report is not None:
-        yield table(report_measures.training(dict(report)))
+        yield table(measures.training(dict(report)))
 
 
 def _measured(evaluation: Evaluation, weights: str, report: Report | None) -> str:
     """The held-out figures; with a report also the baselines and every phase."""
     if report is None:
         return _held_out(evaluation, weights) if evaluation else ""
-    from tasks.report import tables as report_tables
+    from tasks.report import tables
     from tasks.report.markdown import part, table
 
     facts = dict(report)
-    every = part("### Every phase on every set", table(report_tables.matrix(facts)))
-    return "\n\n".join([table(report_tables.released(facts)), *every])
+    every = part("### Every phase on every set", table(tables.matrix(facts)))
+    return "\n\n".join([table(tables.released(facts)), *every])
 
 
 def _held_out(evaluation: Evaluation, weights: str) -> str:
@@ -192,11 +192,11 @@ def _held_out(evaluation: Evaluation, weights: str) -> str:
 
 
 def _table(report: Report | None, name: str) -> str:
-    """A table of report_measures.py."""
-    from tasks.report import measures as report_measures
+    """A table of tasks/report/measures.py."""
+    from tasks.report import measures
     from tasks.report.markdown import table
 
-    return "" if report is None else table(getattr(report_measures, name)(dict(report)))
+    return "" if report is None else table(getattr(measures, name)(dict(report)))
 
 
 def _generated(report: Report | None) -> str:

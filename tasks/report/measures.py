@@ -1,4 +1,4 @@
-"""Benchmarks, speed, and what was measured of generated text: tables as in report_tables.py."""
+"""Benchmarks, speed, and what was measured of generated text: tables as in tables.py."""
 
 from __future__ import annotations
 
