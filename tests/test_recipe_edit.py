@@ -39,11 +39,10 @@ def test_a_value_is_replaced_and_its_comment_stays(params: Path) -> None:
 
 
 def test_a_value_in_a_line_of_its_mapping_is_replaced_or_added(params: Path) -> None:
-    before = "  optimizer: {betas: [0.9, 0.95], weight_decay: 0.1}"
+    before = "  optimizer: {name: muon, betas: [0.9, 0.95], weight_decay: 0.1}"
+    after = "  optimizer: {name: muon, betas: [0.9, 0.95], weight_decay: 5e-2, eps: 1e-6}"
     changes = ["training.optimizer.weight_decay=5e-2", "training.optimizer.eps=1e-6"]
-    assert difference(params, *changes) == [
-        (before, "  optimizer: {betas: [0.9, 0.95], weight_decay: 5e-2, eps: 1e-6}")
-    ]
+    assert difference(params, *changes) == [(before, after)]
 
 
 def test_a_new_key_stands_at_the_end_of_its_section(params: Path) -> None:
