@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ os.environ["OMP_NUM_THREADS"] = (
     "1"  # threads that wait for each other are slow beside a second worker
 )
 os.environ["PHASEWISE_TRACK"] = "false"
+# A shell starts what it puts in the background deaf to Ctrl-C, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
