@@ -88,7 +88,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     finally:
         os.killpg(mlflow.pid, signal.SIGKILL)
         mlflow.wait()
-        flows_toy.run(root, sys.executable, "-m", "flows.down", check=False, **project.extra)
+        project.run(sys.executable, "-m", "flows.down")
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 300) -> None:

@@ -69,6 +69,24 @@ def straight(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def stopped(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which phase 1 was stopped after step 5 and again after step 9."""
+    root = tmp_path_factory.mktemp("stopped") / "work"
+    shutil.copytree(tiny, root)
+    for step in ("5", "9"):
+        done = run_stage(root, PHASEWISE_STOP_AT_STEP=step, PHASEWISE_KEEP_CHECKPOINTS="9")
+        assert done.returncode == 75 and f"stopped at step {step}" in done.stderr
+    return root
+
+
+@pytest.fixture
+def begun(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of it, to go on with."""
+    shutil.copytree(stopped, tmp_path / "begun")
+    return tmp_path / "begun"
+
+
 @pytest.fixture
 def work(tiny: Path, tmp_path: Path) -> Path:
     """A fresh workspace, ready to train."""
@@ -77,14 +95,12 @@ def work(tiny: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_that_stops_after_every_few_steps_equals_the_straight_run(
-    straight: Path, work: Path
+    straight: Path, begun: Path
 ) -> None:
-    for step in ("3", "7", "12"):
-        done = run_stage(work, PHASEWISE_STOP_AT_STEP=step)
-        assert done.returncode == 75 and f"stopped at step {step}" in done.stderr
-    assert run_stage(work).returncode == 0
-    assert hashes(work) == hashes(straight)
-    assert logged(work) == logged(straight)
+    assert run_stage(begun, PHASEWISE_STOP_AT_STEP="12").returncode == 75
+    assert run_stage(begun).returncode == 0
+    assert hashes(begun) == hashes(straight)
+    assert logged(begun) == logged(straight)
 
 
 @pytest.mark.slow
@@ -142,20 +158,17 @@ def test_the_second_phase_carries_the_optimizer_and_is_exact_too(
 
 @pytest.mark.parametrize("part", ["model", "ema", "optimizer"])
 def test_a_resume_that_loses_a_part_of_the_state_is_seen(
-    straight: Path, work: Path, part: str
+    straight: Path, begun: Path, part: str
 ) -> None:
     """The test above can fail: with any one part put back to an earlier step, the bytes differ."""
-    assert run_stage(work, PHASEWISE_STOP_AT_STEP="5").returncode == 75
-    older = (work / "runs/phase1/step-000000005" / f"{part}.safetensors").read_bytes()
-    assert run_stage(work, PHASEWISE_STOP_AT_STEP="9").returncode == 75
     from tasks.training import checkpoint
 
-    folder = work / "runs/phase1/step-000000009"
-    (folder / f"{part}.safetensors").write_bytes(older)
-    (folder / "manifest.json").unlink()
-    checkpoint.seal(folder)
-    assert run_stage(work).returncode == 0
-    assert hashes(work)[f"{part}.safetensors"] != hashes(straight)[f"{part}.safetensors"]
+    older, newer = (begun / f"runs/phase1/step-00000000{step}" for step in (5, 9))
+    shutil.copy(older / f"{part}.safetensors", newer)
+    (newer / "manifest.json").unlink()
+    checkpoint.seal(newer)
+    assert run_stage(begun).returncode == 0
+    assert hashes(begun)[f"{part}.safetensors"] != hashes(straight)[f"{part}.safetensors"]
 
 
 def test_other_micro_batches_give_the_same_run_within_float_order(
@@ -174,27 +187,25 @@ def test_other_micro_batches_give_the_same_run_within_float_order(
     assert losses[1] == pytest.approx(losses[2], rel=1e-4)
 
 
-def test_a_run_of_other_settings_is_set_aside_and_named(work: Path) -> None:
-    assert run_stage(work, PHASEWISE_STOP_AT_STEP="5").returncode == 75
-    text = (work / "params.yaml").read_text()
-    (work / "params.yaml").write_text(text.replace("lr: 1e-2", "lr: 2e-2"))
-    done = run_stage(work)
+def test_a_run_of_other_settings_is_set_aside_and_named(begun: Path) -> None:
+    text = (begun / "params.yaml").read_text()
+    (begun / "params.yaml").write_text(text.replace("lr: 1e-2", "lr: 2e-2"))
+    done = run_stage(begun)
     assert done.returncode == 0
     assert "set aside as phase1.aside-1 (phase.lr: 0.01 -> 0.02)" in done.stdout
-    assert list((work / "runs/phase1.aside-1").glob("step-*"))
+    assert list((begun / "runs/phase1.aside-1").glob("step-*"))
 
 
 def test_settings_that_do_not_touch_the_weights_leave_a_run_alone(
-    straight: Path, work: Path
+    straight: Path, begun: Path
 ) -> None:
-    assert run_stage(work, PHASEWISE_STOP_AT_STEP="5").returncode == 75
-    text = (work / "params.yaml").read_text()
-    (work / "params.yaml").write_text(
+    text = (begun / "params.yaml").read_text()
+    (begun / "params.yaml").write_text(
         text.replace("validation_tokens: 2K", "validation_tokens: 1K")
     )
-    done = run_stage(work)
-    assert "going on from step 5" in done.stdout
-    assert hashes(work) == hashes(straight)
+    done = run_stage(begun)
+    assert "going on from step 9" in done.stdout
+    assert hashes(begun) == hashes(straight)
 
 
 def test_a_finished_run_is_placed_again_without_training(straight: Path, tmp_path: Path) -> None:
