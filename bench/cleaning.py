@@ -12,22 +12,40 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.common import Row, Table, main
 from tasks.data.profiles import PROFILES, Cleaner, Dropped
+from tasks.data.rows import Row as SourceRow
+from tasks.data.rows import Template, articles
 
 HUB = Path(os.environ.get("PHASEWISE_BENCH_HUB", "../shared/hub"))
 BYTES, REPEATS = 4_000_000, 7
-SOURCES = {  # profile -> data set and configuration, columns
-    "plain": ("Skylion007/openwebtext/plain_text", ("text",)),
-    "encyclopedia": ("wikimedia/wikipedia/20231101.en", ("text",)),
-    "news": ("abisee/cnn_dailymail/3.0.0", ("article",)),
-    "web": ("Skylion007/openwebtext/plain_text", ("text",)),
-    "latex": ("togethercomputer/RedPajama-Data-1T/arxiv", ("text",)),
-    "dialogue": ("databricks/databricks-dolly-15k/default", ("instruction", "response")),
-    "stories": ("roneneldan/TinyStories/default", ("text",)),
+
+
+class Source(NamedTuple):
+    """A data set's folder; the columns that make a text, joined by a line feed; the splits."""
+
+    folder: str
+    columns: tuple[str, ...] = ("text",)
+    splits: tuple[str, ...] = ("train",)
+    regroup: bool = False  # rows are lines of WikiText: texts are its articles
+
+
+SOURCES = {
+    "plain": Source("Skylion007/openwebtext/plain_text"),
+    "encyclopedia": Source("wikimedia/wikipedia/20231101.en"),
+    "wikitext": Source(
+        "Salesforce/wikitext/wikitext-103-raw-v1", splits=("validation", "test"), regroup=True
+    ),
+    "news": Source("abisee/cnn_dailymail/3.0.0", ("article",)),
+    "web": Source("Skylion007/openwebtext/plain_text"),
+    "latex": Source("togethercomputer/RedPajama-Data-1T/arxiv"),
+    "dialogue": Source("databricks/databricks-dolly-15k/default", ("instruction", "response")),
+    "stories": Source("roneneldan/TinyStories/default"),
 }
 MIN_WORDS = 30
 
@@ -38,14 +56,16 @@ def bench() -> Table:
         "Cleaning, MB a second of one core",
         notes=["theirs: the same texts through the profile plain (characters, white space)"],
     )
-    for profile, (folder, columns) in SOURCES.items():
-        texts = list(sample(HUB / folder, columns))
+    for profile, source in SOURCES.items():
+        texts = list(sample(source))
         if not texts:
-            table.notes.append(f"{profile}: nothing at {HUB / folder}, not measured")
+            table.notes.append(f"{profile}: nothing at {HUB / source.folder}, not measured")
             continue
         table.rows.append(measure(profile, texts))
         dropped = sum(isinstance(Cleaner(profile, MIN_WORDS).clean(t), Dropped) for t in texts)
-        table.notes.append(f"{profile}: {len(texts):,} texts of {folder}, {dropped:,} dropped")
+        table.notes.append(
+            f"{profile}: {len(texts):,} texts of {source.folder}, {dropped:,} dropped"
+        )
     return table
 
 
@@ -56,7 +76,7 @@ def measure(profile: str, texts: list[str]) -> Row:
     times: dict[str, list[float]] = {"ours": [], "plain": []}
     for turn in range(REPEATS + 1):
         for name, cleaner in (("ours", ours), ("plain", plain)):
-            seconds = _processor_seconds(lambda c=cleaner: [c.clean(text) for text in texts])
+            seconds = _processor_seconds(cleaner, texts)
             if turn:
                 times[name].append(seconds)
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
@@ -64,23 +84,28 @@ def measure(profile: str, texts: list[str]) -> Row:
     return Row.of_times(profile, times["ours"], times["plain"], work=megabytes, unit="MB/s")
 
 
-def sample(folder: Path, columns: tuple[str, ...]) -> Iterator[str]:
-    """Texts spread over the training split, up to ``BYTES``; columns are joined by a line feed."""
+def sample(source: Source) -> Iterator[str]:
+    """Texts spread over the splits, up to ``BYTES``."""
     import pyarrow.parquet as pq
 
+    folder = HUB / source.folder
     rows: list[str] = []
-    for path in sorted(folder.glob("train-*.parquet")):
-        table = pq.read_table(path, columns=list(columns))
-        parts = zip(*(table[name].to_pylist() for name in columns), strict=True)
+    for path in chain(*(sorted(folder.glob(f"{split}-*.parquet")) for split in source.splits)):
+        table = pq.read_table(path, columns=list(source.columns))
+        parts = zip(*(table[name].to_pylist() for name in source.columns), strict=True)
         rows += ["\n".join(part) for part in parts]
-    size, step = sum(map(len, rows)), 0
+    if source.regroup:
+        lines = (SourceRow({"text": row}, {}) for row in rows)
+        rows = [text for text, _ in articles(lines, Template("{text}", "bench"))]
+    size = sum(map(len, rows))
     step = max(1, size // BYTES)
     yield from rows[::step]
 
 
-def _processor_seconds(run: Callable[[], object]) -> float:
+def _processor_seconds(cleaner: Cleaner, texts: list[str]) -> float:
     started = time.process_time()
-    run()
+    for text in texts:
+        cleaner.clean(text)
     return time.process_time() - started
 
 

@@ -2,7 +2,9 @@
 
 One function a kind of text, from text to text, pure; none drops anything (quality.py does). A step
 that would search the whole text in vain is guarded by a look for a literal without which it cannot
-match: looking is many times cheaper than searching.
+match: looking is many times cheaper than searching. A search runs to a literal that its pattern
+begins with, but tries "^" at each character: so what is looked for at the start of a line begins
+with the line feed before it, and the first line is given one.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ import html
 import re
 
 from tasks.data.characters import normalise, repair_mojibake
-from tasks.data.wikitext import restore
 
+# <unk>, of which WikiText is full, would be held against every name
 _TAG = re.compile(
-    r"</?(?:a|abbr|b|big|blockquote|br|center|code|dd|del|details|div|dl|dt|em|font|gallery|h[1-6]"
+    r"<(?!unk>)/?(?:a|abbr|b|big|blockquote|br|center|code|dd|del|details|div|dl|dt|em|font|gallery|h[1-6]"
     r"|hr|i|img|includeonly|ins|kbd|li|math|noinclude|nowiki|ol|onlyinclude|p|picture|poem|pre|ref"
     r"|references|s|score|section|small|source|span|strike|strong|sub|summary|sup|table|tbody|td|th"
     r"|thead|tr|tt|u|ul|var)(?:[\s/][^<>]*)?>",
@@ -24,11 +26,6 @@ _SENTENCE_END = re.compile(r"[.!?。！？।…][\"')\]”’»]*$")
 _SENTENCE_WITHIN = re.compile(r"[.!?…](?<=\w{2}.)[\"')\]”’»]* [A-Z\"“(]")
 _SENTENCE_LENGTH = 20  # characters; headings such as "History." end with a full stop too
 _PARAGRAPH_LENGTH = 80  # characters; a title may hold a full stop too ("Lucia di St. Mary")
-
-
-def plain(text: str) -> str:
-    """Nothing but characters and white space, which every profile has in common."""
-    return text
 
 
 def has_sentence(text: str) -> bool:
@@ -42,11 +39,11 @@ def has_sentence(text: str) -> bool:
 
 _EMPTY_BRACKETS = re.compile(r" \((?:\s*[;,])*\s*\)")
 _BRACKET_START = re.compile(r"\((?:\s*[;,])+\s*")
+_HOLLOW = re.compile(r"\([\s;,)]")  # what both begin with; hardly any text has it
 _WIKI_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]]*)\]\]")
 _WIKI_LINE = re.compile(
-    r"^(?:\[\[(?:Category|File|Image):.*|__[A-Z]+__"
-    r"|[|!][-}]? *|[|!] ?(?:(?:col|row)span|style|align|width|class|scope|bgcolor) ?=.*)$",
-    re.MULTILINE,
+    r"\n(?:\[\[(?:Category|File|Image):.*|__[A-Z]+__"
+    r"|[|!][-}]? *|[|!] ?(?:(?:col|row)span|style|align|width|class|scope|bgcolor) ?=.*)(?=\n|\Z)"
 )
 _BACK_MATTER = re.compile(
     r"\n=* ?(?:References|External links|See also|Notes|Further reading|Bibliography|Sources"
@@ -57,13 +54,14 @@ _BACK_MATTER = re.compile(
 def encyclopedia(text: str) -> str:
     """Wikipedia extracts: escaped markup, table marks, brackets whose content is gone
     (``(; born``), and references without their lists."""
-    if "&" in text:
-        text = normalise(html.unescape(text))
+    if "&" in text and (unescaped := html.unescape(text)) != text:
+        text = normalise(unescaped)
     if "<" in text:
         text = _TAG.sub("", text)
-    if "[[" in text or "__" in text or "|" in text or "!" in text:
-        text = _WIKI_LINK.sub(r"\1", _WIKI_LINE.sub("", text))
-    if "(" in text:
+    text = _WIKI_LINE.sub("\n", "\n" + text)[1:]
+    if "[" in text and "[[" in text:
+        text = _WIKI_LINK.sub(r"\1", text)
+    if "(" in text and _HOLLOW.search(text):
         text = _BRACKET_START.sub("(", _EMPTY_BRACKETS.sub("", text))
     for heading in reversed(list(_BACK_MATTER.finditer(text))):
         if has_sentence(text[heading.end() :]):
@@ -72,13 +70,8 @@ def encyclopedia(text: str) -> str:
     return text
 
 
-def wikitext(text: str) -> str:
-    """WikiText articles, given back their spelling (see wikitext.py); the rest as above."""
-    return encyclopedia(restore(text))
-
-
 _AGENCY = re.compile(
-    r"^(?:[A-Z][\w.,'’/ -]{0,60}?)?\((?:CNN|Reuters|AP|AFP|CNN Student News|CNNMoney|EW\.com"
+    r"(?:[A-Z][\w.,'’/ -]{0,60}?)?\((?:CNN|Reuters|AP|AFP|CNN Student News|CNNMoney|EW\.com"
     r"|The Hollywood Reporter|Mashable|Financial Times|CNN Money|PEOPLE\.com)\)\s*(?:--|—|–|-)?\s*"
 )
 _BYLINE = re.compile(
@@ -118,7 +111,9 @@ def news(text: str) -> str:
     The full stops that the data set put after pieces without one (``in Aden . The jet``) lose
     their space. Line rules of web filters would drop every article: each is one line.
     """
-    text = _AGENCY.sub("", repair_mojibake(text))
+    text = repair_mojibake(text)
+    if agency := _AGENCY.match(text):
+        text = text[agency.end() :]
     if "PUBLISHED: ." in text or "UPDATED: ." in text or "Last updated at " in text:
         text = _BYLINE.sub("", text)
     for signs, notice in _NOTICES:
@@ -153,7 +148,7 @@ _EDIT_MARK = re.compile(r" \[ ?edit ?\]")
 def web(text: str) -> str:
     """Web pages: their mojibake, and the ``[edit]`` behind a heading."""
     text = repair_mojibake(text)
-    return _EDIT_MARK.sub("", text) if "edit" in text else text
+    return _EDIT_MARK.sub("", text) if "[" in text and "edit" in text else text
 
 
 def is_furniture(line: str) -> bool:
@@ -170,7 +165,7 @@ def is_furniture(line: str) -> bool:
     )
 
 
-_COMMENT_LINE = re.compile(r"^[ \t]*%.*\n?", re.MULTILINE)
+_COMMENT_LINE = re.compile(r"\n[ \t]*%.*")
 _COMMENT = re.compile(r"%(?<!\\%).*")
 _PREAMBLE = re.compile(r"\A.*?\\begin\{document\}", re.DOTALL)
 _LATEX_NOISE = re.compile(
@@ -185,19 +180,21 @@ _LATEX_NOISE = re.compile(
 def latex(text: str) -> str:
     """LaTeX sources: comments, the preamble and the bibliography go; formulas stay as they are."""
     if "%" in text:
-        text = _COMMENT.sub("", _COMMENT_LINE.sub("", text))
+        text = _COMMENT.sub("", _COMMENT_LINE.sub("", "\n" + text)[1:])
     if "\\begin{document}" in text:
         text = _PREAMBLE.sub("", text)
     return _LATEX_NOISE.sub("", text)
 
 
 _EMPTY_LABEL = re.compile(r"^[A-Z][\w ]{0,24}:[ \t]*\n+(?=[A-Z][\w ]{0,24}:)", re.MULTILINE)
+_OPEN_LABEL = re.compile(r":[ \t]*\n")
 
 
 def dialogue(text: str) -> str:
     """Questions and answers from templates: a label that a null column left without text goes
     (``Context:`` before ``Response: ...``)."""
-    return _EMPTY_LABEL.sub("", text)
+    # a search for "^" tries each character; one for ":" runs
+    return _EMPTY_LABEL.sub("", text) if _OPEN_LABEL.search(text) else text
 
 
 def stories(text: str) -> str:
@@ -207,16 +204,15 @@ def stories(text: str) -> str:
 
 _ROLE = re.compile(r":(?:[a-z]+:)?[a-z]+:`(?:~[\w.]*\.|\.)?([^`<>]+?)(?: ?<[^`<>]*>)?`")
 _BADGE = re.compile(
-    r"^[ \t]*(?:\.\. (?:\|[^|\n]+\| )?image::|:(?:target|alt|width|height|align|scale):|\[?!\[).*$"
-    r"|^[ \t]*\.\. _[^:\n]+: https?://\S+$",
-    re.MULTILINE,
+    r"\n[ \t]*(?:"
+    r"(?:\.\. (?:\|[^|\n]+\| )?image::|:(?:target|alt|width|height|align|scale):|\[?!\[).*"
+    r"|\.\. _[^:\n]+: https?://\S+(?=\n|\Z))"
 )
 _DIRECTIVE = re.compile(
-    r"^[ \t]*\.\. (?:code-block|sourcecode|code|math|plot|autosummary|toctree|currentmodule|module"
-    r"|index|highlight|versionadded|versionchanged|doctest|testcode|contents|container|include|ipython)::.*$",
-    re.MULTILINE,
+    r"\n[ \t]*\.\. (?:code-block|sourcecode|code|math|plot|autosummary|toctree|currentmodule|module"
+    r"|index|highlight|versionadded|versionchanged|doctest|testcode|contents|container|include|ipython)::.*"
 )
-_RULE = re.compile(r"^[ \t]*([=\-~^\"#*+_])\1{2,}[ \t]*$\n?", re.MULTILINE)
+_RULE = re.compile(r"\n[ \t]*([=\-~^\"#*+_])\1{2,}[ \t]*(?=\n|\Z)")
 
 
 def docs(text: str) -> str:
@@ -225,5 +221,9 @@ def docs(text: str) -> str:
 
     Licences stay: they are real English, and deduplication leaves one of each.
     """
-    text = _ROLE.sub(r"\1", _TAG.sub("", text))
-    return _RULE.sub("", _DIRECTIVE.sub("", _BADGE.sub("", text)))
+    if "<" in text:
+        text = _TAG.sub("", text)
+    if "`" in text and ":`" in text:
+        text = _ROLE.sub(r"\1", text)
+    text = _DIRECTIVE.sub("\n", _BADGE.sub("\n", "\n" + text))
+    return _RULE.sub("", text)[1:]

@@ -17,12 +17,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from itertools import filterfalse
 from typing import Any
 
 from tasks.data import language, markup, pii, quality
-from tasks.data.characters import compose, flatten, normalise, tidy
+from tasks.data.characters import close_up, compose, flatten, normalise, tidy
 from tasks.data.rules import Changes, changed, published
+from tasks.data.wikitext import restore
 
 _ROUNDS = 16  # what still changes after them is markup in markup, deeper than anybody writes
 
@@ -39,13 +39,13 @@ class Profile:
     """How one kind of text is edited, and the rules that a document must keep.
 
     Attributes:
-        edit: takes markup away; it may have to run again on what it made.
+        edits: take markup away, one after the other; they may have to run again on what they made.
         rules: names (rules.py) and bounds, in the order they are tried.
         prose: whether spaces at the start of a line and in a row mean nothing.
         skip_line: lines that go whole; asked last, and once, for without them nothing new arises.
     """
 
-    edit: Callable[[str], str]
+    edits: tuple[Callable[[str], str], ...]
     rules: Mapping[str, float] = field(default_factory=dict)
     prose: bool = True
     skip_line: Callable[[str], bool] | None = None
@@ -54,21 +54,21 @@ class Profile:
 _LINES = published("max_duplicate_lines", "max_duplicate_line_characters")
 _NGRAMS = [f"max_duplicate_{n}grams" for n in range(5, 11)]
 PROFILES: dict[str, Profile] = {
-    "plain": Profile(markup.plain, prose=False),
-    "encyclopedia": Profile(markup.encyclopedia, published("stub", "disambiguation") | _LINES),
-    "wikitext": Profile(markup.wikitext, published("stub", "gopher_quality")),
-    "news": Profile(markup.news, published("gopher_quality")),
+    "plain": Profile((), prose=False),
+    "encyclopedia": Profile((markup.encyclopedia,), published("stub", "disambiguation") | _LINES),
+    "wikitext": Profile((restore, markup.encyclopedia), published("stub", "gopher_quality")),
+    "news": Profile((markup.news,), published("gopher_quality")),
     "web": Profile(
-        markup.web,
+        (markup.web,),
         {"min_alphabetic_words": 0.5}
         | published("max_lorem_ipsum", "max_short_lines", *_NGRAMS)
         | _LINES,
         skip_line=markup.is_furniture,
     ),
-    "latex": Profile(markup.latex, prose=False),
-    "dialogue": Profile(markup.dialogue, _LINES),
-    "stories": Profile(markup.stories, published("gopher_quality") | _LINES),
-    "docs": Profile(markup.docs, published("min_letters"), prose=False),
+    "latex": Profile((markup.latex,), prose=False),
+    "dialogue": Profile((markup.dialogue,), _LINES),
+    "stories": Profile((markup.stories,), published("gopher_quality") | _LINES),
+    "docs": Profile((markup.docs,), published("min_letters"), prose=False),
 }
 
 
@@ -138,8 +138,15 @@ class Cleaner:
         """The text that editing once more would not change; None where there is no end to it."""
         profile = PROFILES[self.profile]
         text = self._shaped(normalise(text))
+        left_alone: dict[Callable[[str], str], str] = {}
         for _ in range(_ROUNDS):
-            edited = profile.edit(text)
+            edited = text
+            for edit in profile.edits:
+                if left_alone.get(edit) == edited:
+                    continue  # and it would do so again
+                before, edited = edited, edit(edited)
+                if edited == before:
+                    left_alone[edit] = before
             if self.mask_pii:
                 edited = pii.mask(edited, masked)
             if edited == text:
@@ -149,10 +156,12 @@ class Cleaner:
             return None
         if profile.skip_line is None:
             return text
-        return tidy("\n".join(filterfalse(profile.skip_line, text.split("\n"))))
+        lines = text.split("\n")
+        kept = [line for line in lines if not line or not profile.skip_line(line)]
+        return text if len(kept) == len(lines) else tidy("\n".join(kept))
 
     def _shaped(self, text: str) -> str:
-        return tidy(flatten(text) if PROFILES[self.profile].prose else text)
+        return close_up(flatten(text)) if PROFILES[self.profile].prose else tidy(text)
 
 
 @cache
