@@ -173,7 +173,7 @@ def _run_part(function: Callable[[Any, Path], Any], folder: Path, number: int, p
     out.mkdir()
     try:
         text = json.dumps(_plain(function(part, out)), ensure_ascii=False, allow_nan=False)
-        write_text(out / _RESULT, text)
+        (out / _RESULT).write_text(text, encoding="utf-8")
         sync_tree(out)
         os.rename(out, final)
         sync_folder(folder)

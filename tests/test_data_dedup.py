@@ -1,18 +1,25 @@
-"""Shingles, MinHash, clusters and cuts are right as functions, before they are a stage."""
+"""Shingles, MinHash and digests are right as functions, before they are a stage."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import hashlib
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.data.duplicates import sketch_of
 from tasks.data.fingerprints import exact_digests
-from tasks.data.greedy import MAX_COMPARED, Buckets, Chunks, Outcome, keep_first
-from tasks.data.minhash import band_keys, candidate_chance, signatures
-from tasks.data.shingles import jaccard, shingles, word_hashes
+from tasks.data.minhash import (
+    MOST_HASHES,
+    RECALL,
+    band_keys,
+    candidate_chance,
+    signatures,
+)
+from tasks.data.shingles import Shingles, jaccard, shingles, word_hashes
+from tasks.recipe import Dedup
 from tests.corpus import nearly, story, words
 
 TEXTS = st.lists(st.text(st.sampled_from("ab cé.,\n–İß中1_"), max_size=40), max_size=6)
@@ -42,6 +49,27 @@ def test_shingles_are_the_runs_of_n_words(texts: list[str], n: int) -> None:
         for run, value in zip(runs, found.of(i).tolist(), strict=True):
             assert seen.setdefault(run, value) == value
     assert len(set(seen.values())) == len(seen)
+
+
+@given(TEXTS, st.integers(1, 3))
+def test_sets_are_the_hashes_of_each_text_in_order_and_once(texts: list[str], n: int) -> None:
+    found = shingles(texts, n)
+    sets = found.sets()
+    assert [sets.of(i).tolist() for i in range(len(texts))] == [
+        np.unique(found.of(i)).tolist() for i in range(len(texts))
+    ]
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=6))
+def test_minhash_values_are_products_with_the_factor_of_their_column(hashes: list[int]) -> None:
+    """a x modulo 2^32, of a text with one shingle: so the value of x times y is that of y times x."""
+    bounds = np.arange(len(hashes) + 1)
+    values = signatures(Shingles(np.array(hashes, np.uint64), bounds), 24).astype(np.uint64)
+    upper = np.array(hashes, np.uint64) >> np.uint64(32)
+    crossed = (values[:, None] * upper[None, :, None]) & np.uint64(2**32 - 1)
+    assert (crossed == crossed.swapaxes(0, 1)).all()
+    together = signatures(Shingles(np.array(hashes, np.uint64), bounds[[0, -1]]), 24)
+    assert (together[0] == values.min(axis=0)).all()
 
 
 def test_hashes_are_the_same_for_ever() -> None:
@@ -94,22 +122,6 @@ def test_bands_find_near_duplicates_as_often_as_theory_says() -> None:
     assert not any(shared), "different stories are no candidates"
 
 
-def test_one_bucket_of_strangers_costs_a_bounded_number_of_comparisons(tmp_path: Path) -> None:
-    n = 500
-    chunks = Chunks(tmp_path, "buckets", 1)
-    chunks.save(0, Buckets(np.arange(n), np.array([n]), np.zeros(1, np.int64)))
-    outcome = Outcome(np.arange(n), np.zeros(n), np.arange(n))
-    compared = 0
-
-    def compare(pairs: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-        nonlocal compared
-        compared += len(pairs)
-        return np.zeros(len(pairs))
-
-    keep_first(chunks, outcome, np.zeros(n, bool), compare, 0.8)
-    assert 0 < compared <= n * MAX_COMPARED and (outcome.kept == np.arange(n)).all()
-
-
 @pytest.mark.parametrize("letter", ["a", "é", "中"])
 def test_words_of_any_length_are_told_apart(letter: str) -> None:
     made = [letter * n for n in (*range(1, 40), 63, 64, 65, 200, 5000)]
@@ -132,3 +144,27 @@ def test_case_and_white_space_do_not_make_another_text(text: str) -> None:
     other = "  " + text.replace(" ", "\n ") + "\t"
     found = exact_digests([text, other, text + "+", text + "-"]).tolist()
     assert found[0] == found[1] and found[2] != found[3]
+
+
+@given(
+    st.lists(
+        st.text(st.sampled_from("aB \n\t\u00a0\u00e9\u00c9\u0130 "), max_size=12),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_digests_are_those_of_words_in_lower_case_with_single_spaces(texts: list[str]) -> None:
+    found = exact_digests(texts)
+    for text, digest in zip(texts, found, strict=True):
+        normal = " ".join(text.lower().split()).encode()
+        assert digest.tobytes() == hashlib.sha256(normal).digest()[:16]
+
+
+def test_what_the_recipe_leaves_open_finds_the_pairs_at_its_threshold() -> None:
+    for threshold in np.linspace(0.3, 1.0, 29).tolist():
+        *_, number, rows = sketch_of(Dedup(threshold=threshold))
+        assert candidate_chance(threshold, number, rows) >= RECALL
+        assert number * rows <= MOST_HASHES
+    assert sketch_of(Dedup(bands=14, rows=8))[-2:] == (14, 8)
+    with pytest.raises(ValueError, match="bands and rows go together"):
+        Dedup(bands=14)

@@ -12,20 +12,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tasks.data import bands, fingerprints, greedy, near
-from tasks.data.cluster import find, join
 from tasks.data.documents import Document, Writer, shards
 from tasks.data.duplicates import EXACT, NEAR, REASONS, STAYS, Verdicts, find_duplicates, sketch_of
-from tasks.data.fingerprints import exact_digests
-from tasks.data.greedy import Buckets, Chunks, Outcome, bridge, keep_first
 from tasks.data.shingles import jaccard, shingles
 from tasks.data.texts import shard_part
 from tasks.recipe import Dedup
 from tasks.shardwise import work_folder
 from tests.corpus import nearly, story
+from tests.test_data_dedup_greedy import in_order
 
 THRESHOLD = 0.8
 
@@ -124,15 +120,6 @@ def test_no_two_documents_that_stay_are_near_duplicates(made) -> None:  # type: 
     assert [n for n, reason in enumerate(found["reason"]) if reason == STAYS] == stays
 
 
-def in_order(number: int, similar: set[tuple[int, int]]) -> bool:
-    """Whether a document stays when they are taken one by one, by the definition."""
-    kept: list[int] = []
-    for n in range(number + 1):
-        if not any((k, n) in similar for k in kept):
-            kept.append(n)
-    return kept[-1] == number
-
-
 def exact_copy(number: int, texts: list[str]) -> bool:
     own = texts[number].lower().split()
     return any(texts[k].lower().split() == own for k in range(number))
@@ -174,6 +161,32 @@ def test_the_size_of_the_pieces_changes_nothing(
         assert again[name] == found[name], name
 
 
+def test_a_key_holds_its_band_and_the_document_that_it_belongs_to(
+    made,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # type: ignore[no-untyped-def]
+) -> None:
+    texts, _, _ = made
+    sketch = sketch_of(Dedup())
+    blocks = [texts[:50], texts[50:]]
+    expected = np.concatenate(
+        [fingerprints.fingerprint([None] * len(b), b, sketch).keys for b in blocks]
+    )
+    monkeypatch.setattr(fingerprints, "RUN", 40)
+    (path,) = write(tmp_path / "texts", texts, 10**9)
+    counts = fingerprints.fingerprint_part(shard_part(path), tmp_path, sketch)
+    assert sum(counts) == len(texts) and max(counts) <= 40
+    first = 0
+    for number, documents in enumerate(counts):
+        keys = np.load(tmp_path / f"keys-{number:05d}.npy")
+        rows = (keys & np.uint64(2**fingerprints.ROW_BITS - 1)).astype(np.int64)
+        for band in range(sketch.bands):
+            own = expected[first + rows[band], band] >> np.uint64(fingerprints.ROW_BITS)
+            assert (keys[band] >> np.uint64(fingerprints.ROW_BITS) == own).all()
+            assert (np.diff(keys[band]) > 0).all()
+        first += documents
+
+
 def test_a_run_that_was_broken_off_goes_on_and_ends_the_same(
     made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:  # type: ignore[no-untyped-def]
@@ -212,87 +225,6 @@ def test_a_family_of_a_thousand_costs_few_comparisons(tmp_path: Path) -> None:
     found = verdicts_of(tmp_path, write(tmp_path / "texts", texts, 10**9), Dedup())
     assert found["reason"].count(STAYS) < 10
     assert found["notes"]["pairs_compared"] < 20 * len(texts)
-
-
-# --- the rounds, on graphs ----------------------------------------------------------------------
-
-GRAPHS = st.integers(1, 14).flatmap(
-    lambda n: st.tuples(
-        st.just(n),
-        st.lists(st.sets(st.integers(0, n - 1), min_size=2, max_size=6), max_size=8)
-        if n > 1
-        else st.just([]),
-        st.sets(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=40),
-    )
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(GRAPHS)
-def test_the_rounds_decide_as_one_by_one_would(
-    tmp_path_factory: pytest.TempPathFactory,
-    graph: tuple[int, list[set[int]], set[tuple[int, int]]],
-) -> None:
-    n, buckets, drawn = graph
-    edges = {(min(pair), max(pair)) for pair in drawn}
-    seen = {pair for bucket in buckets for pair in itertools.combinations(sorted(bucket), 2)}
-    similar = edges & seen
-    outcome = Outcome(np.arange(n), np.zeros(n), np.arange(n))
-    chunks = Chunks(tmp_path_factory.mktemp("chunks"), "buckets", 0)
-    for number, bucket in enumerate(buckets):
-        members = np.array(sorted(bucket))
-        chunks.save(number, Buckets(members, np.array([len(members)]), np.zeros(1, np.int64)))
-        chunks.numbers.append(number)
-
-    def compare(pairs: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-        return np.array(
-            [0.9 if (a, b) in edges or (b, a) in edges else 0.1 for a, b in pairs.tolist()]
-        )
-
-    keep_first(chunks, outcome, np.zeros(n, bool), compare, THRESHOLD)
-    stays = [number for number in range(n) if in_order(number, similar)]
-    assert [number for number in range(n) if outcome.kept[number] == number] == stays
-    for number in set(range(n)) - set(stays):
-        kept = int(outcome.kept[number])
-        assert kept in stays and (kept, number) in similar and outcome.jaccard[number] == 0.9
-    bridge(chunks, outcome, compare, THRESHOLD)
-    joined = {(a, b) for a, b in similar if a in stays or b in stays}
-    assert find(outcome.parent, np.arange(n)).tolist() == components(n, joined)
-
-
-def components(n: int, pairs: set[tuple[int, int]]) -> list[int]:
-    least = list(range(n))
-    for _ in range(n):
-        for a, b in pairs:
-            least[a] = least[b] = min(least[a], least[b])
-    return least
-
-
-@given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=40))
-def test_joined_sets_are_the_connected_components_and_their_root_the_least(
-    pairs: list[tuple[int, int]],
-) -> None:
-    parent = np.arange(20)
-    array = np.array(pairs, np.int64).reshape(-1, 2)
-    join(parent, array[: len(array) // 2, 0], array[: len(array) // 2, 1])
-    join(parent, array[len(array) // 2 :, 0], array[len(array) // 2 :, 1])
-    assert find(parent, np.arange(20)).tolist() == components(20, set(pairs))
-
-
-@given(
-    st.lists(
-        st.text(st.sampled_from("aB \n\t\u00a0\u00e9\u00c9\u0130 "), max_size=12),
-        min_size=1,
-        max_size=5,
-    )
-)
-def test_digests_are_those_of_words_in_lower_case_with_single_spaces(texts: list[str]) -> None:
-    import hashlib
-
-    found = exact_digests(texts)
-    for text, digest in zip(texts, found, strict=True):
-        normal = " ".join(text.lower().split()).encode()
-        assert digest.tobytes() == hashlib.sha256(normal).digest()[:16]
 
 
 # --- real text ----------------------------------------------------------------------------------
@@ -342,18 +274,6 @@ def similar_pairs(own: list[np.ndarray], threshold: float) -> set[tuple[int, int
         for (a, b), both in shared.items()
         if both / (len(own[a]) + len(own[b]) - both) >= threshold
     }
-
-
-def test_what_the_recipe_leaves_open_finds_the_pairs_at_its_threshold() -> None:
-    from tasks.data.minhash import MOST_HASHES, RECALL, candidate_chance
-
-    for threshold in np.linspace(0.3, 1.0, 29).tolist():
-        *_, number, rows = sketch_of(Dedup(threshold=threshold))
-        assert candidate_chance(threshold, number, rows) >= RECALL
-        assert number * rows <= MOST_HASHES
-    assert sketch_of(Dedup(bands=14, rows=8))[-2:] == (14, 8)
-    with pytest.raises(ValueError, match="bands and rows go together"):
-        Dedup(bands=14)
 
 
 def test_old_work_of_other_files_is_not_gone_on_with(tmp_path: Path) -> None:

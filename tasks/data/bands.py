@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.data.cluster import Indices
-from tasks.data.fingerprints import Run
+from tasks.data.fingerprints import ROW_BITS, Run
 from tasks.data.shingles import Hashes
-from tasks.files import write_text
 from tasks.shardwise import map_parts, part_folder
 
 RANGE = 4_000_000  # keys joined at once, 16 to 24 bytes each and as much again to sort them
 COPIED = 1 << 20  # entries of a mapped array that are worked on at once
+_NO_KEYS, _NO_DOCUMENTS = np.zeros(0, np.uint64), np.zeros(0, np.int64)
 
 
 def mapped(path: Path, shape: int, kind: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -54,9 +54,9 @@ def slices(total: int) -> list[slice]:
 
 
 def write_runs(path: Path, runs: Sequence[Run]) -> None:
-    """The runs, for workers to read."""
+    """The runs, for workers to read; written anew each time, so no crash needs to be survived."""
     rows = [[str(run.folder), run.number, run.first, run.documents] for run in runs]
-    write_text(path, json.dumps(rows))
+    path.write_text(json.dumps(rows))
 
 
 def _read_runs(path: Path) -> list[Run]:
@@ -64,10 +64,11 @@ def _read_runs(path: Path) -> list[Run]:
     return [Run(Path(folder), *numbers) for folder, *numbers in rows]
 
 
-def first_of_equals(runs: Sequence[Run], work: Path, key: Any) -> Indices:
-    """For each document the first one with the same digest; mapped into memory."""
+def first_of_equals(runs: Sequence[Run], work: Path, key: Any) -> Path:
+    """A file that holds for each document the first one with the same digest."""
     total = sum(run.documents for run in runs)
-    first: Indices = mapped(work / "first.npy", total, np.int64)
+    path = work / "first.npy"
+    first: Indices = mapped(path, total, np.int64)
     for piece in slices(total):
         first[piece] = np.arange(piece.start, piece.stop)
     ranges = key_ranges(total)
@@ -78,12 +79,18 @@ def first_of_equals(runs: Sequence[Run], work: Path, key: Any) -> Indices:
         for piece in slices(len(members)):
             first[members[piece, 0]] = members[piece, 1]
     flush(first)
-    return first
+    return path
 
 
 def equals_part(bounds: Sequence[int], out: Path, runs: str) -> int:
     """Documents of equal digests in a range of them: members.npy, (document, the first of them)."""
-    digests, documents = _slice(_read_runs(Path(runs)), "digests", bounds)
+    found, rows = [_NO_KEYS.reshape(0, 2)], [_NO_DOCUMENTS]
+    for run in _read_runs(Path(runs)):
+        own = run.array("digests")
+        within = _within(own[:, 0], bounds)
+        found.append(np.array(own[within]))
+        rows.append(run.array("digest_rows")[within].astype(np.int64) + run.first)
+    digests, documents = np.concatenate(found), np.concatenate(rows)
     order = np.lexsort((documents, digests[:, 1], digests[:, 0]))
     digests, documents = digests[order], documents[order]
     fresh = np.ones(len(documents), bool)
@@ -94,8 +101,12 @@ def equals_part(bounds: Sequence[int], out: Path, runs: str) -> int:
     return len(members)
 
 
-def band_buckets(runs: Sequence[Run], bands: int, work: Path, key: Any) -> list[Path]:
-    """Documents that share a band, of those that are the first of their equals (first.npy).
+def band_buckets(
+    runs: Sequence[Run], bands: int, first: Path | None, work: Path, key: Any
+) -> list[Path]:
+    """Documents that share a band, of those that are the first of their equals.
+
+    ``first`` is the file of ``first_of_equals``; None: every document is taken.
 
     Returns folders that hold members.npy, the documents of bucket after bucket, ascending in each,
     and sizes.npy, of the buckets.
@@ -107,33 +118,37 @@ def band_buckets(runs: Sequence[Run], bands: int, work: Path, key: Any) -> list[
         for band in range(0, bands, together)
         for bounds in key_ranges(total)
     ]
-    find = partial(buckets_part, runs=str(work / "runs.json"), first=str(work / "first.npy"))
+    of_firsts = str(first) if first else None
+    find = partial(buckets_part, runs=str(work / "runs.json"), first=of_firsts)
     _in_ranges(find, ranges, work / "bands", key, "bands", total * bands)
     return [part_folder(work / "bands", number) for number in range(len(ranges))]
 
 
-def buckets_part(where: Sequence[int], out: Path, runs: str, first: str) -> int:
+def buckets_part(where: Sequence[int], out: Path, runs: str, first: str | None) -> int:
     """The buckets of some bands whose keys lie in a range.
 
     ``where``: first band, the one behind the last, first key, last key.
     """
     low_band, high_band, *bounds = where
-    found = [
-        _buckets(_read_runs(Path(runs)), load(Path(first)), band, bounds)
-        for band in range(low_band, high_band)
-    ]
+    firsts = load(Path(first)) if first else None
+    columns = [([_NO_KEYS], [_NO_DOCUMENTS]) for _ in range(low_band, high_band)]
+    for run in _read_runs(Path(runs)):
+        entries = np.asarray(run.array("keys"))
+        for band, (keys, documents) in enumerate(columns, start=low_band):
+            own = entries[band, _within(entries[band], bounds)]
+            keys.append(own >> np.uint64(ROW_BITS))
+            documents.append((own & np.uint64(2**ROW_BITS - 1)).astype(np.int64) + run.first)
+    found = [_buckets(np.concatenate(k), np.concatenate(d), firsts) for k, d in columns]
     members, sizes = map(np.concatenate, zip(*found, strict=True))
     np.save(out / "members.npy", members, allow_pickle=False)
     np.save(out / "sizes.npy", sizes, allow_pickle=False)
     return len(sizes)
 
 
-def _buckets(
-    runs: Sequence[Run], first: Indices, band: int, bounds: Sequence[int]
-) -> tuple[Indices, Indices]:
-    keys, documents = _slice(runs, "keys", bounds, band)
-    stays = first[documents] == documents
-    keys, documents = keys[stays], documents[stays]
+def _buckets(keys: Hashes, documents: Indices, firsts: Indices | None) -> tuple[Indices, Indices]:
+    if firsts is not None:
+        stays = firsts[documents] == documents
+        keys, documents = keys[stays], documents[stays]
     order = np.argsort(keys, kind="stable")  # runs are in order, so documents ascend in a bucket
     keys, documents = keys[order], documents[order]
     edges = np.flatnonzero(keys[1:] != keys[:-1]) + 1
@@ -143,9 +158,12 @@ def _buckets(
 
 
 def key_ranges(total: int) -> list[list[int]]:
-    """Ranges of 64-bit keys, first and last inclusive, that hold about ``RANGE`` keys each."""
+    """Ranges of 64-bit keys, first and last inclusive, that hold about ``RANGE`` keys each.
+
+    Keys that differ in their last 32 bits alone are in one range.
+    """
     count = max(1, -(-total // RANGE))
-    edges = [2**64 * i // count for i in range(count + 1)]
+    edges = [2**32 * i // count << 32 for i in range(count + 1)]
     return [[low, high - 1] for low, high in pairwise(edges)]
 
 
@@ -168,19 +186,7 @@ def _in_ranges(
     map_parts(function, ranges, folder, key, title=title, sizes=sizes)
 
 
-def _slice(
-    runs: Sequence[Run], name: str, bounds: Sequence[int], band: int | None = None
-) -> tuple[Hashes, Indices]:
-    """All keys within the bounds, run after run, and the documents they belong to."""
+def _within(keys: Hashes, bounds: Sequence[int]) -> slice:
+    """Where the sorted keys lie within the bounds."""
     low, high = (np.uint64(bound) for bound in bounds)
-    keys: list[Hashes] = [np.zeros((0, 2) if band is None else 0, np.uint64)]
-    documents: list[Indices] = [np.zeros(0, np.int64)]
-    pick: Callable[[Any], Any] = (lambda a: a) if band is None else (lambda a: a[band])
-    for run in runs:
-        own = pick(run.array(name))
-        column = own if own.ndim == 1 else own[:, 0]
-        start, stop = np.searchsorted(column, low), np.searchsorted(column, high, side="right")
-        rows = pick(run.array("digest_rows" if band is None else "key_rows"))
-        keys.append(np.array(own[start:stop]))
-        documents.append(rows[start:stop].astype(np.int64) + run.first)
-    return np.concatenate(keys), np.concatenate(documents)
+    return slice(np.searchsorted(keys, low), np.searchsorted(keys, high, side="right"))

@@ -29,7 +29,6 @@ import numpy.typing as npt
 from tasks.data.bands import (
     band_buckets,
     first_of_equals,
-    flush,
     load,
     mapped,
     slices,
@@ -44,7 +43,7 @@ from tasks.data.texts import Part
 from tasks.recipe import Dedup
 from tasks.shardwise import identity, map_parts
 
-VERSION = 1  # of the fingerprints: unfinished work of another version is not gone on with
+VERSION = 2  # of the fingerprints: unfinished work of another version is not gone on with
 STAYS, EXACT, NEAR = 0, 1, 2
 REASONS = ("", "exact", "near")
 
@@ -115,19 +114,16 @@ def find_duplicates(
     write_runs(work / "runs.json", runs)
     key = [key, settings.exact, json.loads((work / "runs.json").read_text())]
     verdicts = _blank(runs, [sum(of_part) for of_part in counts], work)
-    if settings.exact:
-        first_of_equals(runs, work, key)
-    else:
-        flush(_count_up(mapped(work / "first.npy", len(verdicts.kept), np.int64)))
-    first = load(work / "first.npy")
+    first = first_of_equals(runs, work, key) if settings.exact else None
     if settings.near:
         key = [key, settings.threshold]
         candidates, outcome, figures = _near(
-            parts, sizes, verdicts.counts, runs, settings, sketch, work, key
+            parts, sizes, verdicts.counts, runs, first, settings, sketch, work, key
         )
         verdicts.notes.update(figures)
         _book_near(verdicts, candidates, outcome)
-    _book_exact(verdicts, first)
+    if first:
+        _book_exact(verdicts, load(first))
     return verdicts
 
 
@@ -136,12 +132,13 @@ def _near(
     sizes: Sequence[int],
     counts: Sequence[int],
     runs: Sequence[Run],
+    first: Path | None,
     settings: Dedup,
     sketch: Sketch,
     work: Path,
     key: Any,
 ) -> tuple[Indices, Outcome, dict[str, Any]]:
-    folders = band_buckets(runs, sketch.bands, work, key)
+    folders = band_buckets(runs, sketch.bands, first, work, key)
     candidates = write_candidates(folders, sum(counts), work)
     sets = write_sets(parts, counts, sizes, settings.ngram, work, key)
     count = len(candidates)

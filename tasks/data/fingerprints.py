@@ -3,10 +3,11 @@
     a part of the texts --> runs of at most RUN documents, each a few files:
         ids     (n, 16) bytes         first half of the SHA-256 of the text
         sizes   (n,) int64            UTF-8 bytes
-        digests (n, 2) uint64         SHA-256 of the normalised text; sorted, and beside it (n may
-        digest_rows (n,) uint32           be 0: none are made) which document of the run each is
-        keys    (bands, m) uint64     band keys of the m documents that have words; each band
-        key_rows (bands, m) uint32        sorted, and which document each is
+        digests (n, 2) uint64         SHA-256 of the normalised text; sorted, and beside it which
+        digest_rows (n,) uint32           document of the run each is; where the sketch asks for it
+        keys    (bands, m) uint64     of the m documents that have words, each band sorted: the
+                                          band key, its last ``ROW_BITS`` replaced by which
+                                          document of the run it is
 
 A run fits in memory whatever the part's length. As its keys are sorted, all documents whose keys
 lie in one range are a slice of it.
@@ -25,12 +26,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tasks.data.documents import content_id
 from tasks.data.minhash import band_keys, signatures
 from tasks.data.shingles import BLOCK_BYTES, Hashes, shingles
 from tasks.data.texts import Part, texts
 from tasks.shardwise import part_folder
 
-RUN = 65_536  # documents
+ROW_BITS = 16  # of a key; that the others are equal by chance only makes one candidate more
+RUN = 2**ROW_BITS  # documents
 _FOLD = bytes(32 if chr(b).isspace() else ord(chr(b).lower()) if b < 128 else b for b in range(256))
 _OTHER_SPACE = re.compile("[\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 
@@ -82,11 +85,11 @@ def fingerprint_part(part: Part, out: Path, sketch: Sketch) -> list[int]:
     made: list[Prints] = []
     held = 0
     for ids, block in _blocks(texts(part)):
-        made.append(fingerprint(ids, block, sketch))
-        held += len(block)
-        if held >= RUN:
+        if held + len(block) > RUN:
             counts.append(_write(out, len(counts), made))
             made, held = [], 0
+        made.append(fingerprint(ids, block, sketch))
+        held += len(block)
     if made:
         counts.append(_write(out, len(counts), made))
     return counts
@@ -94,15 +97,12 @@ def fingerprint_part(part: Part, out: Path, sketch: Sketch) -> list[int]:
 
 def fingerprint(ids: Sequence[str | None], block: list[str], sketch: Sketch) -> Prints:
     """Fingerprints of a block of texts; an id that is None is made."""
-    named = [
-        bytes.fromhex(id_) if id_ else hashlib.sha256(text.encode()).digest()[:16]
-        for id_, text in zip(ids, block, strict=True)
-    ]
+    named = [id_ or content_id(text) for id_, text in zip(ids, block, strict=True)]
     found = shingles(block, sketch.ngram) if sketch.bands else None
     if found:
         keys = band_keys(signatures(found, sketch.bands * sketch.rows), sketch.bands, sketch.rows)
     return Prints(
-        ids=np.frombuffer(b"".join(named), np.uint8).reshape(-1, 16),
+        ids=np.frombuffer(bytes.fromhex("".join(named)), np.uint8).reshape(-1, 16),
         sizes=np.array(
             [len(text) if text.isascii() else len(text.encode()) for text in block], np.int64
         ),
@@ -137,16 +137,18 @@ def _write(out: Path, number: int, made: list[Prints]) -> int:
         np.save(out / f"{name}-{number:05d}.npy", array, allow_pickle=False)
 
     ids, sizes, digests, keys, has_words = map(np.concatenate, zip(*made, strict=True))
-    order = np.lexsort((digests[:, 1], digests[:, 0]))
     rows = np.flatnonzero(has_words)
-    columns = np.ascontiguousarray(keys[rows].T)
-    orders = np.argsort(columns, axis=1, kind="stable")
+    columns = keys.T[:, rows]
+    columns &= ~np.uint64(2**ROW_BITS - 1)
+    columns |= rows.astype(np.uint64)
+    columns.sort(axis=1)
     save("ids", ids)
     save("sizes", sizes)
-    save("digests", digests[order])
-    save("digest_rows", order.astype(np.uint32))
-    save("keys", np.take_along_axis(columns, orders, axis=1))
-    save("key_rows", rows[orders].astype(np.uint32))
+    save("keys", columns)
+    if len(digests):
+        order = np.lexsort((digests[:, 1], digests[:, 0]))
+        save("digests", digests[order])
+        save("digest_rows", order.astype(np.uint32))
     return len(ids)
 
 

@@ -199,6 +199,7 @@ def bridge(chunks: Chunks, outcome: Outcome, compare: Compare, threshold: float)
         roots = find(outcome.parent, buckets.members)
         low, high = (of.reduceat(roots, buckets.starts) for of in (np.minimum, np.maximum))
         torn = buckets.only(np.repeat(low != high, buckets.sizes))
+        compared = np.zeros((0, 2), np.int64)  # before, in another bucket
         for rank in range(1, MAX_COMPARED + 1):
             stays = outcome.kept[torn.members] == torn.members
             ranks = np.cumsum(stays) - np.repeat(
@@ -214,9 +215,12 @@ def bridge(chunks: Chunks, outcome: Outcome, compare: Compare, threshold: float)
             if not len(torn.members):
                 break
             apart = find(outcome.parent, leaders) != find(outcome.parent, others)
-            pairs = _unique_pairs(leaders[gone & apart], others[gone & apart], len(outcome.kept))
+            pairs = _unique_pairs(
+                leaders[gone & apart], others[gone & apart], len(outcome.kept), compared
+            )
             similar = compare(pairs) >= threshold
             join(outcome.parent, pairs[similar, 0], pairs[similar, 1])
+            compared = np.concatenate((compared, pairs))[-CHUNK:]
 
 
 def _pairs_of_leaders(buckets: Buckets, blocked: npt.NDArray[np.bool_], candidates: int) -> Indices:
@@ -228,9 +232,15 @@ def _pairs_of_leaders(buckets: Buckets, blocked: npt.NDArray[np.bool_], candidat
     )
 
 
-def _unique_pairs(a: Indices, b: Indices, candidates: int) -> Indices:
-    """(pairs, 2), each once, in order."""
-    return np.stack(np.divmod(np.unique(a * candidates + b), max(1, candidates)), axis=1)
+def _unique_pairs(
+    a: Indices, b: Indices, candidates: int, besides: Indices | None = None
+) -> Indices:
+    """(pairs, 2), each once, in order, but for those in ``besides``."""
+    pairs = np.unique(a * candidates + b)
+    if besides is not None:
+        known = besides[:, 0] * candidates + besides[:, 1]
+        pairs = np.setdiff1d(pairs, known, assume_unique=True)
+    return np.stack(np.divmod(pairs, max(1, candidates)), axis=1)
 
 
 def _remove(

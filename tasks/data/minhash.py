@@ -12,6 +12,8 @@ Broder 1997, https://doi.org/10.1109/SEQUEN.1997.666900
 from __future__ import annotations
 
 import math
+from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -33,29 +35,36 @@ def signatures(shingles: Shingles, count: int) -> npt.NDArray[np.uint32]:
     a chance collision there only makes one candidate more. Documents without shingles have a row of
     all ones. Fastest where the shingles are those of one block of text, which stay in the cache.
     """
-    random = mixed(np.arange(count, dtype=np.uint64) + _SEED)
-    factors = (random >> _HALF).astype(np.uint32) | np.uint32(1)
     sizes = np.diff(shingles.bounds)
     result = np.full((count, len(sizes)), _NOTHING, np.uint32)
     filled = np.flatnonzero(sizes)
     if filled.size:
         starts = shingles.bounds[filled]
         least = np.empty((count, len(filled)), np.uint32)
-        values = (shingles.hashes >> _HALF).astype(np.uint32)
-        hashed = np.empty_like(values)
-        for row, factor in zip(least, factors, strict=True):
-            np.multiply(values, factor, out=hashed)
+        hashed = (shingles.hashes >> _HALF).astype(np.uint32)
+        for row, step in zip(least, _steps(count), strict=True):
+            hashed *= step
             np.minimum.reduceat(hashed, starts, out=row)
         result[:, filled] = least
     return result.T
 
 
+@cache
+def _steps(count: int) -> list[np.uint32]:
+    """Each factor a divided by the one before, which turns the hashes of that into those of a."""
+    random = mixed(np.arange(count, dtype=np.uint64) + _SEED)
+    factors = [1, *((random >> _HALF) | np.uint64(1)).tolist()]
+    return [np.uint32(a * pow(before, -1, 2**32) % 2**32) for before, a in pairwise(factors)]
+
+
 def band_keys(signature: npt.NDArray[np.uint32], bands: int, rows: int) -> Hashes:
     """One 64-bit key for each band of each document, (documents, bands)."""
-    keys = np.zeros((len(signature), bands), np.uint64)
-    for row in range(rows):
-        keys = mixed(keys + signature[:, row * bands : (row + 1) * bands].astype(np.uint64) + row)
-    return keys
+    values = signature.T.reshape(rows, bands, -1)
+    keys = np.zeros(values.shape[1:], np.uint64)
+    for row, of_row in enumerate(values):
+        keys += of_row
+        keys = mixed(keys + np.uint64(row))
+    return keys.T
 
 
 def candidate_chance(similarity: float, bands: int, rows: int) -> float:

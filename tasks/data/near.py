@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tasks.data.bands import flush, load, mapped, slices
 from tasks.data.cluster import Indices
-from tasks.data.shingles import Hashes, jaccard, shingles
+from tasks.data.shingles import Hashes, blocks, jaccard, shingles
 from tasks.data.texts import Part, chosen_texts
 from tasks.shardwise import map_parts, part_folder
 
@@ -25,7 +25,6 @@ Similarities = npt.NDArray[np.float64]
 HERE_BYTES = 64_000_000  # of sets: pairs of fewer are compared at once, without a file
 PART_BYTES = 64_000_000  # of sets compared in one part
 OPEN = 128  # parts whose sets are mapped at a time: each holds two files open
-_READ_BYTES = 1 << 17
 
 
 def write_candidates(buckets: Sequence[Path], documents: int, work: Path) -> Indices:
@@ -73,27 +72,14 @@ def sets_part(numbered: Sequence[Any], out: Path, n: int, candidates: str) -> in
     candidate = np.zeros(stop - first, bool)
     chosen = load(Path(candidates))
     candidate[chosen[slice(*np.searchsorted(chosen, [first, stop]))] - first] = True
-    bounds, block, held = [0], [], 0
+    ends = [np.zeros(1, np.int64)]
     with open(out / "sets.bin", "wb") as handle:
-
-        def write(block: list[str]) -> None:
-            found = shingles(block, n)
-            for i in range(len(block)):
-                own = np.sort(found.of(i))
-                once = np.ones(len(own), bool)
-                np.not_equal(own[1:], own[:-1], out=once[1:])
-                own = own[once]
-                handle.write(own.tobytes())
-                bounds.append(bounds[-1] + len(own))
-
-        for text in chosen_texts(part, candidate) if candidate.any() else ():
-            block.append(text)
-            held += len(text)
-            if held >= _READ_BYTES:
-                write(block)
-                block, held = [], 0
-        write(block)
-    np.save(out / "bounds.npy", np.array(bounds, np.int64), allow_pickle=False)
+        for block in blocks(chosen_texts(part, candidate)) if candidate.any() else ():
+            found = shingles(block, n).sets()
+            handle.write(found.hashes.data)
+            ends.append(ends[-1][-1] + found.bounds[1:])
+    bounds = np.concatenate(ends)
+    np.save(out / "bounds.npy", bounds, allow_pickle=False)
     return len(bounds) - 1
 
 
@@ -106,8 +92,8 @@ class Sets:
         self._edges = np.array(edges, np.int64)
         self._part = lru_cache(maxsize=OPEN)(lambda n: _map_sets(part_folder(folder, n)))
 
-    def places(self, candidates: Indices) -> tuple[Indices, Indices, Indices]:
-        """Part, start and stop of each candidate's set."""
+    def places(self, candidates: Indices) -> Indices:
+        """Part, start and stop of each candidate's set, (..., 3)."""
         part = np.searchsorted(self._edges, candidates, side="right") - 1
         start, stop = np.zeros_like(candidates), np.zeros_like(candidates)
         for number in np.unique(part).tolist():
@@ -115,23 +101,22 @@ class Sets:
             bounds, _ = self._part(number)
             within = candidates[own] - self._edges[number]
             start[own], stop[own] = bounds[within], bounds[within + 1]
-        return part, start, stop
+        return np.stack([part, start, stop], axis=-1)
 
-    def similarities(self, pairs: Indices, threshold: float) -> Similarities:
-        """Jaccard similarity of each pair of candidates, (pairs,).
+    def similarities(self, places: Indices, threshold: float) -> Similarities:
+        """Jaccard similarity of the pairs of sets at these places, (pairs, 2, 3); (pairs,).
 
         0 stands for pairs whose sizes alone show that they cannot reach the threshold.
         """
-        first, second = self.places(pairs[:, 0]), self.places(pairs[:, 1])
-        sizes = first[2] - first[1], second[2] - second[1]
-        possible = np.minimum(*sizes) >= threshold * np.maximum(*sizes)
-        result = np.zeros(len(pairs))
-        rows = np.stack([*first, *second], axis=1)
-        for i in np.flatnonzero(possible).tolist():
-            part, start, stop, other, other_start, other_stop = rows[i].tolist()
-            a, b = self._part(part)[1], self._part(other)[1]
-            result[i] = jaccard(a[start:stop], b[other_start:other_stop])
+        sizes = places[..., 2] - places[..., 1]
+        possible = np.flatnonzero(sizes.min(axis=1) >= threshold * sizes.max(axis=1))
+        result = np.zeros(len(places))
+        for i, (a, b) in zip(possible.tolist(), places[possible].tolist(), strict=True):
+            result[i] = jaccard(self._set(*a), self._set(*b))
         return result
+
+    def _set(self, part: int, start: int, stop: int) -> Hashes:
+        return self._part(part)[1][start:stop]
 
 
 def _map_sets(folder: Path) -> tuple[Indices, Hashes]:
@@ -156,10 +141,10 @@ class Verifier:
         self.compared += len(pairs)
         if not len(pairs):
             return np.zeros(0)
-        _, start, stop = self._sets.places(pairs.ravel())
-        weights = 8 * (stop - start).reshape(-1, 2).sum(axis=1)
+        places = self._sets.places(pairs)
+        weights = 8 * (places[..., 2] - places[..., 1]).sum(axis=1)
         if weights.sum() <= HERE_BYTES:
-            return self._sets.similarities(pairs, self.threshold)
+            return self._sets.similarities(places, self.threshold)
         self._calls += 1
         path = self._work / f"pairs-{self._calls:05d}.npy"
         np.save(path, pairs, allow_pickle=False)
@@ -184,7 +169,8 @@ def compare_part(
     stretch: Sequence[int], out: Path, pairs: str, sets: str, edges: Sequence[int], threshold: float
 ) -> int:
     """Compare a stretch of the pairs in a file: similarities.npy."""
-    own = np.array(load(Path(pairs))[stretch[0] : stretch[1]])
-    found = Sets(Path(sets), tuple(edges)).similarities(own, threshold)
+    opened = Sets(Path(sets), tuple(edges))
+    places = opened.places(np.array(load(Path(pairs))[stretch[0] : stretch[1]]))
+    found = opened.similarities(places, threshold)
     np.save(out / "similarities.npy", found, allow_pickle=False)
-    return len(own)
+    return len(found)

@@ -139,7 +139,9 @@ def record_batches(part: Part, columns: list[str] | None = None) -> Iterator[pa.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             check_column(file.schema_arrow, part["key"], path)
             groups = range(part["start"], part["stop"] or file.num_row_groups)
-            yield from file.iter_batches(_ROWS, row_groups=list(groups), columns=columns)
+            yield from file.iter_batches(
+                _ROWS, row_groups=list(groups), columns=columns, use_threads=False
+            )
     except (pa.ArrowException, OSError) as error:
         ours = part["format"] == "shard"
         raise UserError(
