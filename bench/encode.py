@@ -3,8 +3,8 @@
 Both have the same words and ranks and the same threads, and the ids are compared first. Its batch
 call hands each text to a thread, which costs it; a plain loop stands beside it. The last row is all
 that the stage does to a shard, from parquet to a file of ids, against tiktoken with the texts in
-memory. The text is the documentation of this Python installation; the tokenizer
-is GPT-2's where PHASEWISE_HUB names a mirror that holds it, else one trained on that text.
+memory. The text is the documentation of this Python installation; the tokenizer is GPT-2's where
+PHASEWISE_HUB names a mirror that holds it, else one trained on that text.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import io
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,56 +75,65 @@ def peer(ready: TextTokenizer) -> tuple[Any, Ids]:
 
 
 def bench() -> Table:
+    """Encoding with byte-level BPE."""
     texts = corpus()
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     built, what = tokenizer(texts)
-    ready = TextTokenizer(built.content, built.special["eos_token"])
-    encode, name = fastest(ready, texts)
-    tiktoken, id_of_rank = peer(ready)
-    cores = settings().cores
-    blocks = list(batches(texts, len))
-    for ours, theirs in zip(encode(texts), tiktoken.encode_ordinary_batch(texts), strict=True):
-        if not np.array_equal(ours, id_of_rank[theirs]):
-            raise SystemExit("the two do not give the same ids")
-    with tempfile.TemporaryDirectory() as kept:
-        folder = Path(kept)
-        write_folder(folder, built, 1024)
-        with Writer(folder / "texts", shard_bytes=None) as writer:
-            for text in texts:
-                writer.add(Document.of(text, "docs", "train", "{}"))
-        (shard,) = shards(folder / "texts")["train"]
-
-        def stage() -> None:
-            out = folder / "out"
-            shutil.rmtree(out, ignore_errors=True)
-            out.mkdir()
-            encode_part(str(shard), out, "docs", str(folder), name)
-
-        times = take_turns(
-            {
-                "ours, 1": lambda: encode(texts),
-                "theirs, 1": lambda: tiktoken.encode_ordinary_batch(texts, num_threads=1),
-                "loop": lambda: [tiktoken.encode_ordinary(text) for text in texts],
-                "stage": stage,
-                "ours, all": lambda: list(map_in_threads(encode, blocks)),
-                "theirs, all": lambda: tiktoken.encode_ordinary_batch(texts, num_threads=cores),
-            },
-            repeats=REPEATS,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        runs, name = _runs(texts, built, Path(folder))
+        times = take_turns(runs, REPEATS)
     table = Table(
         "Encoding with byte-level BPE",
         notes=[f"{what}; {megabytes:.1f} MB of text in {len(texts):,} documents; ours: {name}"],
     )
-    for row, ours_, theirs_ in (
+    for row, ours, theirs in (
         ("one thread", "ours, 1", "theirs, 1"),
         ("one thread, a loop of encode_ordinary", "ours, 1", "loop"),
-        (f"{cores} threads", "ours, all", "theirs, all"),
+        (f"{settings().cores} threads", "ours, all", "theirs, all"),
         ("one thread, shard to token files", "stage", "theirs, 1"),
     ):
         table.rows.append(
-            Row.of_times(row, times[ours_], times[theirs_], work=megabytes, unit="MB/s")
+            Row.of_times(row, times[ours], times[theirs], work=megabytes, unit="MB/s")
         )
     return table
+
+
+def _runs(
+    texts: list[str], built: Built, folder: Path
+) -> tuple[dict[str, Callable[[], object]], str]:
+    """What is measured, by name, and the name of our encoder."""
+    ready = TextTokenizer(built.content, built.special["eos_token"])
+    encode, name = fastest(ready, texts)
+    tiktoken, id_of_rank = peer(ready)
+    for ours, theirs in zip(encode(texts), tiktoken.encode_ordinary_batch(texts), strict=True):
+        if not np.array_equal(ours, id_of_rank[theirs]):
+            raise SystemExit("the two do not give the same ids")
+    blocks, cores = list(batches(texts, len)), settings().cores
+    return {
+        "ours, 1": lambda: encode(texts),
+        "theirs, 1": lambda: tiktoken.encode_ordinary_batch(texts, num_threads=1),
+        "loop": lambda: [tiktoken.encode_ordinary(text) for text in texts],
+        "stage": _stage(texts, built, folder, name),
+        "ours, all": lambda: list(map_in_threads(encode, blocks)),
+        "theirs, all": lambda: tiktoken.encode_ordinary_batch(texts, num_threads=cores),
+    }, name
+
+
+def _stage(texts: list[str], built: Built, folder: Path, name: str) -> Callable[[], object]:
+    """All that the stage does to one shard of documents."""
+    write_folder(folder, built, 1024)
+    with Writer(folder / "texts", shard_bytes=None) as writer:
+        for text in texts:
+            writer.add(Document.of(text, "docs", "train", "{}"))
+    (shard,) = shards(folder / "texts")["train"]
+
+    def run() -> None:
+        out = folder / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        encode_part(str(shard), out, "docs", str(folder), name)
+
+    return run
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from bench.common import Row, Table, main, take_turns
 from tasks.files import write_json
 from tasks.recipe import Recipe
 from tasks.recipe_file import validate
+from tasks.tokens.best_fit import best_fit
 from tasks.tokens.mix import mix
 from tasks.tokens.mixture import load_mix
-from tasks.tokens.packing import best_fit
 from tasks.tokens.reader import Reader
 from tasks.tokens.shard_writer import SplitWriter
 from tasks.tokens.shards import VERSION
@@ -28,7 +28,7 @@ from tasks.workspace import Workspace
 
 TOKENS = {"one": 24_000_000, "two": 8_000_000}
 VOCABULARY, REPEATS = 50_257, 7
-SHAPES = ((16, 256), (512, 256), (8, 1024), (512, 1024))
+SHAPES = ((1, 1024), (16, 256), (512, 256), (8, 1024), (512, 1024))
 TURN_TOKENS = 2_000_000
 DOCUMENTS = 100_000
 

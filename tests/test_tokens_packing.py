@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from tasks.errors import BAD_DATA, UserError
 from tasks.recipe import Recipe
-from tasks.tokens.mix import load_mix, mix, plan_mix
-from tasks.tokens.packing import Packing, best_fit, concatenated_cuts, load_packing, pieces_of
-from tasks.tokens.reader import IGNORED, Reader
+from tasks.tokens.best_fit import best_fit
+from tasks.tokens.mix import mix, plan_mix
+from tasks.tokens.mixture import load_mix
+from tasks.tokens.packing import Packing, concatenated_cuts, load_packing
+from tasks.tokens.reader import Reader
+from tasks.tokens.rows import IGNORED
 from tasks.training.batch import read_batch
 from tasks.workspace import Workspace
 from tests.test_tokens_mix import counted, write_tokens
@@ -37,14 +40,19 @@ def by_hand(lengths: list[int], seq_len: int) -> list[int]:
     return rooms
 
 
+def pieces_of(packing: Packing, window: int) -> list[list[int]]:
+    """Document, start, stop and column of each piece of a window."""
+    return np.stack(packing.pieces(np.array([window]))[1:], axis=1).tolist()
+
+
 @settings(deadline=None)
 @given(documents, st.integers(2, 30))
 def test_the_windows_are_those_of_best_fit_by_hand(lengths: list[int], seq_len: int) -> None:
     packing = best_fit(np.cumsum(lengths), seq_len)
     rooms = []
     for window in range(packing.full_windows, packing.windows):
-        pieces = list(pieces_of(packing, window))
-        rooms.append(seq_len - sum(stop - start + (start > 0) for _, start, stop in pieces))
+        pieces = pieces_of(packing, window)
+        rooms.append(seq_len - sum(stop - start + (start > 0) for _, start, stop, _ in pieces))
     assert sorted(rooms) == sorted(by_hand(lengths, seq_len))
 
 
@@ -54,19 +62,19 @@ def test_every_token_is_in_one_window_and_only_long_documents_are_cut(
     lengths: list[int], seq_len: int
 ) -> None:
     packing = best_fit(np.cumsum(lengths), seq_len)
+    every = np.arange(packing.windows)
     seen: dict[int, list[tuple[int, int]]] = {}
-    for window in range(packing.windows):
-        pieces = list(pieces_of(packing, window))
-        assert pieces and sum(stop - start for _, start, stop in pieces) <= seq_len
-        for document, start, stop in pieces:
-            seen.setdefault(document, []).append((start, stop))
+    filled = np.zeros((packing.windows, seq_len + 1), int)
+    for window, document, start, stop, column in np.stack(packing.pieces(every), 1).tolist():
+        seen.setdefault(document, []).append((start, stop))
+        filled[window, column - (start > 0) : column + stop - start] += 1
+    assert filled[:, 1:].any(axis=1).all() and filled.max() == 1, "no two in one place"
     for document, length in enumerate(lengths):
         parts = sorted(seen[document])
         assert parts[0][0] == 0 and parts[-1][1] == length
         assert all(before[1] == after[0] for before, after in pairwise(parts))
         assert (len(parts) > 1) == (length > seq_len)
     assert packing.cut_documents == sum(length > seq_len for length in lengths)
-    every = np.arange(packing.windows)
     assert packing.padding(every) == packing.windows * seq_len - sum(lengths)
 
 
@@ -149,15 +157,6 @@ def test_training_counts_the_targets_that_are_there(packed: tuple[Workspace, Rec
         targets = reader.samples(10 * step, 10).targets
         assert int(batch.valid) == int((targets != IGNORED).sum()) < 80
         assert np.array_equal(batch.targets.numpy(), targets)
-
-
-def test_samples_do_not_depend_on_what_is_read_with_them(packed: tuple[Workspace, Recipe]) -> None:
-    reader = reader_of(packed[0])
-    whole = reader.samples(0, 100)
-    for index in (0, 17, 99):
-        one = reader.samples(index, 1)
-        assert np.array_equal(one.tokens[0], whole.tokens[index])
-        assert np.array_equal(one.targets[0], whole.targets[index])
 
 
 def test_the_pieces_of_a_sample_are_its_targets_and_are_found_again(

@@ -15,7 +15,8 @@ from tasks.errors import USAGE, UserError
 from tasks.files import fingerprint
 from tasks.recipe import Phase, Recipe
 from tasks.recipe_mixture import mixture_shares, mixture_starts
-from tasks.tokens.mix import load_mix, mix, plan_mix
+from tasks.tokens.mix import mix, plan_mix
+from tasks.tokens.mixture import load_mix
 from tasks.tokens.order import MAX_PERIOD
 from tasks.tokens.reader import Reader
 from tasks.tokens.shares import ROUND_TO, Shares, phase_shares

@@ -19,17 +19,17 @@ from tasks.recipe import Recipe
 from tasks.tokens.encode import encode
 from tasks.tokens.lookup import Lookup
 from tasks.tokens.mix import mix
-from tasks.tokens.reader import IGNORED, Piece
+from tasks.tokens.rows import IGNORED
+from tasks.tokens.streams import Piece
 from tasks.tokens.trace import Tracer, step_of
 from tasks.workspace import Workspace
 from tests.places import ROOT
 from tests.test_tokens_workspace import (
-    encode_all,
+    copy_of,
     encoded,
     make_phase,
     make_recipe,
     make_texts,
-    make_workspace,
     write_documents,
 )
 
@@ -60,11 +60,19 @@ def tracer_of(workspace: Workspace) -> Tracer:
     return Tracer(workspace, recipe_of(workspace.root))
 
 
+@pytest.fixture(scope="module")
+def tracer(traced: Workspace) -> Tracer:
+    """One that keeps what it has opened, as in use."""
+    return tracer_of(traced)
+
+
 @cache
-def all_pieces(root: Path, phase: str) -> list[tuple[str, list[Piece]]]:
+def all_pieces(tracer: Tracer, phase: str) -> list[tuple[str, list[Piece]]]:
     """Source and pieces of every sample of a phase."""
-    reader = tracer_of(Workspace(root)).reader(phase)
-    return [(reader.locate(n).source, reader.pieces(n)) for n in range(len(reader))]
+    reader = tracer.reader(phase)
+    names = [source.name for source in reader.mix.sources]
+    drawn = reader.samples(0, len(reader), documents=False).source.tolist()
+    return [(names[source], reader.pieces(n)) for n, source in enumerate(drawn)]
 
 
 # Trace ------------------------------------------------------------------------------------------
@@ -73,9 +81,8 @@ def all_pieces(root: Path, phase: str) -> list[tuple[str, list[Piece]]]:
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(["phase1", "phase2"]), st.data())
 def test_the_parts_of_a_sample_are_the_text_of_its_targets(
-    traced: Workspace, phase: str, data: st.DataObject
+    tracer: Tracer, phase: str, data: st.DataObject
 ) -> None:
-    tracer = tracer_of(traced)
     reader = tracer.reader(phase)
     number = data.draw(st.integers(0, len(reader) - 1))
     made = tracer.trace(phase, number)
@@ -126,9 +133,8 @@ def test_what_is_not_there_is_refused_with_what_is(traced: Workspace) -> None:
 @settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_find_names_all_samples_that_read_a_text_and_no_other(
-    traced: Workspace, data: st.DataObject
+    tracer: Tracer, data: st.DataObject
 ) -> None:
-    tracer = tracer_of(traced)
     texts = make_texts()
     source = data.draw(st.sampled_from(["one", "two"]))
     text = data.draw(st.sampled_from(texts[source]["train"][:12]))
@@ -149,7 +155,7 @@ def test_find_names_all_samples_that_read_a_text_and_no_other(
     for reading in place.readings:
         truly = [
             number
-            for number, (drawn, pieces) in enumerate(all_pieces(traced.root, reading.phase))
+            for number, (drawn, pieces) in enumerate(all_pieces(tracer, reading.phase))
             if drawn == source
             and any(
                 piece.document == place.document and piece.start < stop and piece.stop > first
@@ -173,13 +179,14 @@ def test_case_is_ignored_where_asked_for(traced: Workspace) -> None:
     assert len(tracer.find("e", most=7)) == 7 and not tracer.find("no such words, surely not")
 
 
-def test_a_document_that_encodes_to_nothing_shifts_no_other(tmp_path: Path) -> None:
-    workspace, recipe = make_workspace(tmp_path)
-    encode_all(workspace, recipe)
+def test_a_document_that_encodes_to_nothing_shifts_no_other(
+    tmp_path: Path, encoded: Workspace
+) -> None:
+    workspace = copy_of(encoded, tmp_path)
     texts = make_texts()
     texts["two"]["train"] = ["", *texts["two"]["train"][:3], "", *texts["two"]["train"][3:]]
     write_documents(workspace, {"two": texts["two"]})
-    encode(workspace, recipe, "two")
+    encode(workspace, recipe_of(tmp_path), "two")
     lookup = Lookup(workspace, "two", "train")
     kept = [text for text in texts["two"]["train"] if text]
     assert len(lookup) == len(kept)
@@ -189,9 +196,10 @@ def test_a_document_that_encodes_to_nothing_shifts_no_other(tmp_path: Path) -> N
     assert next(lookup.search(kept[4][:40])).document == 4
 
 
-def test_text_that_the_shards_were_not_made_of_is_refused(tmp_path: Path) -> None:
-    workspace, recipe = make_workspace(tmp_path)
-    encode_all(workspace, recipe)
+def test_text_that_the_shards_were_not_made_of_is_refused(
+    tmp_path: Path, encoded: Workspace
+) -> None:
+    workspace = copy_of(encoded, tmp_path)
     texts = make_texts()["two"]["train"]
     write_documents(workspace, {"two": {"train": ["something else", *texts[1:]]}})
     with pytest.raises(UserError, match="do not belong together") as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -19,7 +20,8 @@ from tasks.ledger import read_ledgers
 from tasks.recipe import Recipe, Split
 from tasks.recipe_file import validate
 from tasks.tokens.encode import encode
-from tasks.tokens.mix import load_mix, mix
+from tasks.tokens.mix import mix
+from tasks.tokens.mixture import load_mix
 from tasks.tokens.reader import Reader
 from tasks.tokens.shards import open_split, splits
 from tasks.tokens.text import load_tokenizer
@@ -93,6 +95,11 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace, recipe = make_workspace(tmp_path_factory.mktemp("encoded"))
     encode_all(workspace, recipe)
     return workspace
+
+
+def copy_of(workspace: Workspace, root: Path) -> Workspace:
+    shutil.copytree(workspace.root, root, dirs_exist_ok=True)
+    return Workspace(root)
 
 
 def test_the_stages_run_one_after_the_other_from_their_command_lines(

@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from tasks.files import read_json
 from tasks.recipe import Recipe
+from tasks.tokens.arrays import Ints
 from tasks.tokens.mixture import load_mix
-from tasks.tokens.shards import Ints, TokenSplit
-from tasks.tokens.streams import Packed, Stream, open_stream
+from tasks.tokens.shards import TokenSplit
+from tasks.tokens.streams import Stream, open_stream
 from tasks.workspace import Workspace
 
 _BLOCK = 65_536  # samples whose order is worked out at once
@@ -105,17 +106,4 @@ def _windows(
         for number, stream in enumerate(streams):
             here = new[source[new] == number]
             if here.size:
-                yield stream, _spans(stream, stream.place(nth[here])[2])
-
-
-def _spans(stream: Stream, addresses: Ints) -> tuple[Ints, Ints]:
-    """The tokens of the split that windows of the first pass have as targets."""
-    if not isinstance(stream, Packed):  # a window reads one token before its first target
-        return addresses + 1, addresses + 1 + stream.seq_len
-    ends, spans = stream.split.ends, []
-    for address in addresses.tolist():
-        for piece in stream.pieces(address):
-            begin = int(ends[piece.document - 1]) if piece.document else 0
-            spans.append((begin + piece.start, begin + piece.stop))
-    both = np.array(spans, np.int64).reshape(-1, 2)
-    return both[:, 0], both[:, 1]
+                yield stream, stream.targets(stream.place(nth[here]).address)

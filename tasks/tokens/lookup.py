@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from tasks.data.documents import Document, shards
 from tasks.errors import BAD_DATA, UserError
 from tasks.recipe import Split
-from tasks.tokens.shards import Ints, TokenSplit, open_split
+from tasks.tokens.arrays import Ints
+from tasks.tokens.shards import TokenSplit, open_split
 from tasks.tokens.text import load_tokenizer
 from tasks.workspace import Workspace
 
@@ -74,8 +75,7 @@ class Lookup:
 
     def ids(self, position: int) -> list[int]:
         """The ids of a document, its EOS included."""
-        start = int(self.tokens.ends[position - 1]) if position else 0
-        return [int(i) for i in self.tokens.read(start, int(self.tokens.ends[position]))]
+        return self.tokens.read(*self.tokens.span(position)).tolist()
 
     def search(self, text: str, ignore_case: bool = False) -> Iterator[Match]:
         """Every place where a text stands, in the order of the split; places do not overlap."""

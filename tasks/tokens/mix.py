@@ -16,17 +16,16 @@ from tasks import stage
 from tasks.errors import BAD_DATA, UserError
 from tasks.files import atomic_folder, fingerprint, write_json
 from tasks.recipe import Phase, Recipe
+from tasks.tokens.best_fit import best_fit
 from tasks.tokens.curriculum import Curriculum
 from tasks.tokens.mix_ledger import mix_ledger, show_mix
-from tasks.tokens.mixture import VERSION, Course, HeldOutSet, Mix, MixSource, decisive, load_mix
+from tasks.tokens.mixture import VERSION, Course, HeldOutSet, Mix, MixSource, decisive
 from tasks.tokens.order import Interleaving
-from tasks.tokens.packing import Packing, best_fit
+from tasks.tokens.packing import Packing
 from tasks.tokens.shards import TokenSplit, open_split, splits
 from tasks.tokens.shares import Shares, phase_shares
 from tasks.units import show_count
 from tasks.workspace import Workspace
-
-__all__ = ["HeldOutSet", "Mix", "MixSource", "load_mix", "mix", "plan_mix"]
 
 
 def mix(workspace: Workspace, recipe: Recipe, phase: str) -> None:
@@ -71,6 +70,7 @@ class Shelf:
         return self._splits[source]
 
     def tokens(self, source: str) -> int:
+        """Tokens of its training split."""
         return self.open(source).tokens
 
     def windows(self, source: str, settings: Phase) -> int:
@@ -89,6 +89,7 @@ class Shelf:
         return (split.tokens - 1) // settings.seq_len
 
     def packing(self, source: str, seq_len: int) -> Packing:
+        """Its documents packed, best fit first."""
         key = source, seq_len
         if key not in self._packings:
             self._packings[key] = best_fit(np.asarray(self.open(source).ends), seq_len)

@@ -18,14 +18,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from functools import cached_property, lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tasks.errors import UserError
-
-Ints: TypeAlias = npt.NDArray[np.int64]
+from tasks.tokens.arrays import Ints
 
 MAX_PERIOD = 1_000_000
 ROUNDS = 8
@@ -85,9 +84,9 @@ def _feistel(
     left, right = np.divmod(x, sizes[1])
     for number, key in enumerate(keys):
         if number % 2:
-            right = (right + _hash(left, key) % sizes[1]) % sizes[1]
+            right = _wrapped(right + _hash(left, key) % sizes[1], sizes[1])
         else:
-            left = (left + _hash(right, key) % sizes[0]) % sizes[0]
+            left = _wrapped(left + _hash(right, key) % sizes[0], sizes[0])
     return left * sizes[1] + right
 
 
@@ -99,10 +98,15 @@ def _unfeistel(
     left, right = np.divmod(x, sizes[1])
     for number, key in reversed(list(enumerate(keys))):
         if number % 2:
-            right = (right + sizes[1] - _hash(left, key) % sizes[1]) % sizes[1]
+            right = _wrapped(right + sizes[1] - _hash(left, key) % sizes[1], sizes[1])
         else:
-            left = (left + sizes[0] - _hash(right, key) % sizes[0]) % sizes[0]
+            left = _wrapped(left + sizes[0] - _hash(right, key) % sizes[0], sizes[0])
     return left * sizes[1] + right
+
+
+def _wrapped(x: npt.NDArray[np.uint64], size: np.uint64) -> npt.NDArray[np.uint64]:
+    """``x % size`` for x < 2 * size without division: x - size is huge where it is below 0."""
+    return np.minimum(x, x - size)
 
 
 def _hash(x: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:

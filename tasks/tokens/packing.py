@@ -1,13 +1,14 @@
-"""Documents packed whole into windows: best-fit-decreasing (Ding et al. 2024, "Fewer Truncations
-Improve Language Modeling").
+"""Documents packed whole into windows: which stands where, as data/mix/<phase>/ holds it.
 
     a document longer than a window     |== full ==|== full ==|= rest =|
     windows of full pieces, one each    [==========] [==========]
     the others hold rests and documents [= rest =|- document -|- document -|.padding.]
 
+    <source>.documents.npy              uint32: the documents in the shared windows, one by one
+    <source>.window_ends.npy            uint32: where the documents of each window end in that
+
 Every token is a target once an epoch, and a document is cut only where it is longer than a window.
-The longest piece goes first, each into the window with the least room that still takes it. Pieces
-are sorted by counting and equal ones are placed together, so a million take about a second.
+What shares a window is decided in best_fit.py; the rest is arithmetic on the lengths.
 
 A rest does not begin its document, so it brings along the token before it: an input without a
 target, without which its first target would be predicted from the end of another text.
@@ -16,19 +17,36 @@ target, without which its first target would be predicted from the end of anothe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from tasks.errors import BAD_DATA, UserError
-from tasks.tokens.shards import Ints
+from tasks.tokens.arrays import Ints, expand
 
-Packed = npt.NDArray[np.uint32]
+Positions: TypeAlias = npt.NDArray[np.uint32]
+
+
+class Pieces(NamedTuple):
+    """The pieces of some windows, one beside the other.
+
+    Attributes:
+        window: which of the windows asked for each is in.
+        document: position in the split.
+        start, stop: its tokens in the document; all of them are targets.
+        column: where it begins in a row of seq_len + 1: behind the input before the first target,
+            and behind the token before it, where it does not begin its document.
+    """
+
+    window: Ints
+    document: Ints
+    start: Ints
+    stop: Ints
+    column: Ints
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +64,8 @@ class Packing:
 
     ends: Ints
     seq_len: int
-    documents: Packed
-    window_ends: Packed
+    documents: Positions
+    window_ends: Positions
 
     @cached_property
     def lengths(self) -> Ints:
@@ -55,13 +73,13 @@ class Packing:
         return np.diff(self.ends, prepend=0)
 
     @cached_property
-    def full(self) -> Ints:
-        """Cumulative full windows, by document."""
+    def full_ends(self) -> Ints:
+        """Where the full windows of each document end."""
         return np.cumsum(self.lengths // self.seq_len)
 
     @property
     def full_windows(self) -> int:
-        return int(self.full[-1]) if len(self.full) else 0
+        return int(self.full_ends[-1]) if len(self.full_ends) else 0
 
     @property
     def windows(self) -> int:
@@ -74,10 +92,15 @@ class Packing:
         rest = self.lengths[self.documents] % self.seq_len
         if not len(rest):
             return rest
-        return np.add.reduceat(rest, np.concatenate([[0], self.window_ends[:-1]]).astype(np.int64))
+        return np.add.reduceat(rest, self._bounds[:-1])
 
     @cached_property
-    def piece_of(self) -> Ints:
+    def _bounds(self) -> Ints:
+        """Where the pieces of each shared window begin in ``documents``, and where the last end."""
+        return np.concatenate([[0], self.window_ends]).astype(np.int64)
+
+    @cached_property
+    def _piece_of(self) -> Ints:
         """Where in ``documents`` each document's piece stands; -1 where it has none."""
         found = np.full(len(self.ends), -1, np.int64)
         found[self.documents] = np.arange(len(self.documents))
@@ -94,6 +117,48 @@ class Packing:
         """Positions without a target in some windows."""
         shared = windows[windows >= self.full_windows] - self.full_windows
         return int(shared.size * self.seq_len - self.targets[shared].sum())
+
+    def pieces(self, windows: Ints) -> Pieces:
+        """What stands in some windows: the full ones first, else in their order."""
+        full = windows < self.full_windows
+        first = self._full_pieces(windows, np.flatnonzero(full))
+        then = self._shared_pieces(windows, np.flatnonzero(~full))
+        return Pieces(*(np.concatenate(both) for both in zip(first, then)))
+
+    def _full_pieces(self, windows: Ints, which: Ints) -> Pieces:
+        """Of those ``which`` are full."""
+        length = self.seq_len
+        document = np.searchsorted(self.full_ends, windows[which], side="right")
+        before = self.full_ends[document] - self.lengths[document] // length
+        start = (windows[which] - before) * length
+        return Pieces(which, document, start, start + length, np.ones_like(which))
+
+    def _shared_pieces(self, windows: Ints, which: Ints) -> Pieces:
+        """Of those ``which`` are shared."""
+        shared = windows[which] - self.full_windows
+        first = self._bounds[shared]
+        window, nth = expand(self._bounds[shared + 1] - first)
+        document = self.documents[first[window] + nth].astype(np.int64)
+        stop = self.lengths[document]
+        start = stop - stop % self.seq_len
+        led = start > 0
+        room = stop - start + led
+        before = np.cumsum(room) - room
+        before -= before[np.arange(len(nth)) - nth]  # in its own window
+        column = 1 + before + led
+        return Pieces(which[window], document, start, stop, column)
+
+    def covering(self, document: int, start: int, stop: int) -> Ints:
+        """The windows with any of the tokens ``start`` to ``stop`` of a document as targets."""
+        whole, rest = divmod(int(self.lengths[document]), self.seq_len)
+        before = int(self.full_ends[document]) - whole
+        last = min(whole, -(-stop // self.seq_len))
+        windows = [*range(before + start // self.seq_len, before + last)]
+        if rest and stop > whole * self.seq_len:
+            place = self._piece_of[document]
+            shared = int(np.searchsorted(self.window_ends, place, side="right"))
+            windows.append(self.full_windows + shared)
+        return np.array(windows, np.int64)
 
     @property
     def cut_documents(self) -> int:
@@ -139,89 +204,6 @@ def _damaged(path: Path, why: str) -> UserError:
     )
 
 
-def best_fit(ends: Ints, seq_len: int) -> Packing:
-    """Pack documents of one split into windows of ``seq_len`` tokens, best fit first.
-
-    Args:
-        ends: where each document ends, EOS included; each has a token at least.
-    """
-    lengths = np.diff(ends, prepend=0)
-    rest = lengths % seq_len
-    pieces = np.flatnonzero(rest)
-    # a rest takes a place more, for the token before it
-    sizes = rest[pieces] + (lengths[pieces] > seq_len)
-    order = np.argsort(-sizes, kind="stable")
-    window = np.empty(len(pieces), np.int64)
-    window[order] = _best_fit_decreasing(np.bincount(sizes, minlength=seq_len + 1), seq_len)
-    # documents of a window in the order of the split, so that size and place are unrelated
-    by_window = np.lexsort((pieces, window))
-    counts = np.bincount(window) if len(window) else np.empty(0, np.int64)
-    return Packing(
-        ends,
-        seq_len,
-        pieces[by_window].astype(np.uint32),
-        np.cumsum(counts).astype(np.uint32),
-    )
-
-
-def _best_fit_decreasing(sizes: Ints, room: int) -> Ints:
-    """The window of each piece, the pieces in descending order of size.
-
-    Args:
-        sizes: number of pieces of each size, 0 to ``room``.
-        room: of an empty window.
-
-    Best fit gives a window that took a piece the next of the same size too, as long as it fits:
-    nothing has less room that suffices. So equal pieces fill windows of equal room together.
-    """
-    windows = np.empty(int(sizes.sum()), np.int64)
-    by_room = _Rooms(room)
-    placed = 0
-    for size in np.flatnonzero(sizes)[::-1].tolist():
-        left = int(sizes[size])
-        while left:
-            space, some = by_room.take(size, left)
-            fit = space // size
-            now = min(left, fit * len(some))
-            windows[placed : placed + now] = np.repeat(some, fit)[:now]
-            filled, partly = divmod(now, fit)
-            by_room.put(space - fit * size, some[:filled])
-            if partly:
-                by_room.put(space - partly * size, some[filled:])
-            placed, left = placed + now, left - now
-    return windows
-
-
-class _Rooms:
-    """Windows by the room they have left; bit r of ``_some`` says whether one has room r."""
-
-    def __init__(self, room: int) -> None:
-        self._room, self._opened, self._some = room, 0, 0
-        self._windows: list[list[npt.NDArray[Any]]] = [[] for _ in range(room + 1)]
-
-    def take(self, size: int, pieces: int) -> tuple[int, npt.NDArray[Any]]:
-        """Windows of the least room that holds ``size``, no more than ``pieces`` of it need."""
-        fitting = self._some >> size
-        if not fitting:
-            count = -(-pieces // (self._room // size))
-            self._opened += count
-            return self._room, np.arange(self._opened - count, self._opened)
-        space = size + (fitting & -fitting).bit_length() - 1
-        there = self._windows[space].pop()
-        need = -(-pieces // (space // size))
-        if len(there) > need:
-            self._windows[space].append(there[need:])
-            there = there[:need]
-        elif not self._windows[space]:
-            self._some ^= 1 << space
-        return space, there
-
-    def put(self, space: int, windows: npt.NDArray[Any]) -> None:
-        if space and len(windows):
-            self._windows[space].append(windows)
-            self._some |= 1 << space
-
-
 def concatenated_cuts(ends: Ints, seq_len: int) -> int:
     """Documents that concatenation cuts in an epoch that begins at token 0.
 
@@ -232,19 +214,3 @@ def concatenated_cuts(ends: Ints, seq_len: int) -> int:
     first = np.maximum(starts - 1, 0) // seq_len
     last = np.maximum(ends - 2, 0) // seq_len
     return int(np.count_nonzero((first != last) | (last >= windows)))
-
-
-def pieces_of(packing: Packing, window: int) -> Iterator[tuple[int, int, int]]:
-    """Document, and first and last token (exclusive) within it, of each piece of a window."""
-    length = packing.seq_len
-    if window < packing.full_windows:
-        document = int(np.searchsorted(packing.full, window, side="right"))
-        before = int(packing.full[document - 1]) if document else 0
-        start = (window - before) * length
-        yield document, start, start + length
-        return
-    shared = window - packing.full_windows
-    first = int(packing.window_ends[shared - 1]) if shared else 0
-    for document in packing.documents[first : int(packing.window_ends[shared])].tolist():
-        tokens = int(packing.lengths[document])
-        yield document, tokens - tokens % length, tokens

@@ -5,14 +5,13 @@
 
 Nothing that counts is held between calls, so any process may read any sample, in any order, and a
 run that goes on needs to know the number of samples it has seen and nothing else. What is held is
-speed alone: the order is worked out a few thousand samples at a time.
+speed alone: where the next samples lie is worked out some thousand at a time (rows.py).
 
 Every step can be asked the other way round: ``when`` says which samples have read a document.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,14 +19,12 @@ import numpy.typing as npt
 
 from tasks.errors import unknown_name
 from tasks.tokens.mixture import Mix
-from tasks.tokens.shards import Ints
-from tasks.tokens.streams import IGNORED, Piece, Rows, Stream, open_stream
+from tasks.tokens.rows import Block
+from tasks.tokens.streams import Piece, Stream, open_stream
 from tasks.workspace import Workspace
 
-__all__ = ["IGNORED", "Location", "Piece", "Reader", "Samples"]
-
-_AHEAD = 4096  # samples whose order is worked out at once
-_KEPT = 4  # such blocks that are held
+_AHEAD = 2048  # samples whose parts are worked out at once, where they are read in order
+_LEFT_OUT = 128  # samples that reading in order may pass over: a rank, those of the others
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +86,7 @@ class Reader:
             open_stream(workspace.tokens(source.name), plans, mix, source, verify)
             for source in mix.sources
         ]
-        self._packed = any(source.packing for source in mix.sources)
-        self._blocks: OrderedDict[int, tuple[Ints, Ints]] = OrderedDict()
+        self._held = Block(0, np.empty(0, np.int64), [], mix.seq_len + 1)
 
     def __len__(self) -> int:
         return self.mix.samples
@@ -102,39 +98,29 @@ class Reader:
         """
         if not 0 <= first <= first + count <= self.mix.samples:
             raise IndexError(f"samples {first} to {first + count} of {self.mix.samples}")
-        source, address = self._order(first, count)
-        length = self.mix.seq_len + 1
-        tokens = np.empty((count, length), np.int64)
-        targets = np.empty((count, length - 1), np.int64) if self._packed else tokens[:, 1:]
-        rows = Rows(tokens, targets)
-        for number, stream in enumerate(self._streams):
-            which = np.flatnonzero(source == number)
-            if which.size:
-                stream.fill(rows, which, address[which])
+        tokens, targets, source = self._block(first, count).read(first, count)
         return Samples(tokens, targets, self._document_ids(tokens) if documents else None, source)
 
     def _document_ids(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         """A number for the document of each token: how many documents ended before it."""
         ids = np.zeros(tokens.shape, np.int32)
-        ended = (tokens[:, :-1] == self.mix.eos_id).view(np.int8)
-        np.cumsum(ended, axis=1, dtype=np.int32, out=ids[:, 1:])
-        return ids
+        ids[:, 1:] = tokens[:, :-1] == self.mix.eos_id
+        return np.cumsum(ids, axis=1, out=ids)
 
     def locate(self, index: int) -> Location:
         """Where sample ``index`` comes from."""
-        stream, nth = self._find(index)
-        epoch, window, address = (int(value[0]) for value in stream.place(np.array([nth])))
+        stream, epoch, window, address = self._find(index)
         token = stream.first_token(address)
         before = int(np.searchsorted(stream.split.ends, token, side="right"))
         pieces = [piece.document for piece in stream.pieces(address)]
         # the first token is an input alone, and may be the end of another document
-        touched = pieces if self._packed or before in pieces else [before, *pieces]
+        touched = pieces if before in pieces else [before, *pieces]
         return Location(stream.name, epoch, window, token, touched)
 
     def pieces(self, index: int) -> list[Piece]:
         """The parts of documents that sample ``index`` has as targets, in order."""
-        stream, nth = self._find(index)
-        return stream.pieces(int(stream.place(np.array([nth]))[2][0]))
+        stream, _, _, address = self._find(index)
+        return stream.pieces(address)
 
     def when(self, source: str, document: int, start: int, stop: int) -> list[int]:
         """The samples of the phase, in order, that have any of the tokens ``start`` to ``stop``
@@ -151,34 +137,31 @@ class Reader:
         drawn = self._streams[number].drawn(document, start, stop)
         return sorted(self._interleaving.index(number, nth) for nth in drawn)
 
-    def _find(self, index: int) -> tuple[Stream, int]:
+    def _find(self, index: int) -> tuple[Stream, int, int, int]:
+        """The stream that a sample is from, and its epoch, window and address there."""
         if not 0 <= index < self.mix.samples:
             raise IndexError(f"sample {index} of {self.mix.samples}")
         source, nth = self._interleaving.locate(np.array([index]))
-        return self._streams[int(source[0])], int(nth[0])
+        stream = self._streams[int(source[0])]
+        epoch, window, address = (int(value[0]) for value in stream.place(nth))
+        return stream, epoch, window, address
 
-    def _order(self, first: int, count: int) -> tuple[Ints, Ints]:
-        """Source and address of consecutive samples."""
-        blocks = range(first // _AHEAD, max(first, first + count - 1) // _AHEAD + 1)
-        parts = [self._block(block) for block in blocks]
-        skip = first - blocks[0] * _AHEAD
-        if len(parts) == 1:
-            source, address = parts[0]
-        else:
-            source, address = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return source[skip : skip + count], address[skip : skip + count]
+    def _block(self, first: int, count: int) -> Block:
+        """A block with some samples. Where they follow on the last block, it has many that come
+        after them as well; reading that jumps about would pay for what it never asks for."""
+        held = self._held
+        if held.first <= first and first + count <= held.stop:
+            return held
+        follows = held.first <= first <= held.stop + _LEFT_OUT
+        ahead = min(first + _AHEAD, self.mix.samples) if follows else 0
+        self._held = self._work_out(first, max(first + count, ahead))
+        return self._held
 
-    def _block(self, block: int) -> tuple[Ints, Ints]:
-        if block not in self._blocks:
-            first = block * _AHEAD
-            samples = np.arange(first, min(first + _AHEAD, self.mix.samples))
-            source, nth = self._interleaving.locate(samples)
-            address = np.empty_like(nth)
-            for number, stream in enumerate(self._streams):
-                here = source == number
-                if here.any():
-                    address[here] = stream.place(nth[here])[2]
-            self._blocks[block] = source, address
-            while len(self._blocks) > _KEPT:
-                self._blocks.popitem(last=False)
-        return self._blocks[block]
+    def _work_out(self, first: int, stop: int) -> Block:
+        source, nth = self._interleaving.locate(np.arange(first, stop))
+        parts = []
+        for number, stream in enumerate(self._streams):
+            rows = np.flatnonzero(source == number)
+            if rows.size:
+                parts.append(stream.parts(rows, stream.place(nth[rows]).address))
+        return Block(first, source, parts, self.mix.seq_len + 1)

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +26,10 @@ import numpy.typing as npt
 from tasks.errors import BAD_DATA, NO_INPUT, UserError, unknown_name
 from tasks.files import fingerprint, read_json, sha256_file
 from tasks.recipe import SPLITS, Split
+from tasks.tokens.arrays import Ints, expand
 
 VERSION = 1
-_SHORT, _FEW = 96, 16  # rows shorter than 96 tokens, if over 16, are cheaper gathered at once
 _CHECK_TOKENS = 8_000_000  # hashed at once: what checking holds in memory
-
-Ints: TypeAlias = npt.NDArray[np.int64]
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
@@ -78,7 +76,7 @@ class TokenSplit:
 
     @cached_property
     def ends(self) -> Ints:
-        """Cumulative end of each document, EOS included: document d is read(ends[d-1], ends[d])."""
+        """Where each document ends, EOS included."""
         return self._load("ends")
 
     @cached_property
@@ -97,36 +95,38 @@ class TokenSplit:
         rest = self.read(start + len(part), stop)
         return np.concatenate([part, rest])
 
-    def gather(self, starts: Ints, out: npt.NDArray[Any], rows: Ints) -> None:
-        """Into each of ``rows`` of ``out`` (n, length): the tokens from its start on.
+    def views(self, starts: Ints, stops: Ints) -> tuple[Ints, Ints, list[npt.NDArray[Any]]]:
+        """Some stretches of tokens as views of the files, more than one where files meet within.
 
-        The split is a ring: past its end it goes on at its beginning. A row is one copy out of the
-        memory map, at the speed of memory; rows too short for that are taken together.
+        The split is a ring: past its end it goes on at its beginning.
+
+        Args:
+            starts, stops: first token of each stretch and last (exclusive); none is longer than
+                the split.
+
+        Returns for each view the number of its stretch, how far into that it begins, and itself.
         """
-        length = out.shape[1]
-        if length < _SHORT and len(rows) > _FEW:
-            out[rows] = self.take(starts[:, None] + np.arange(length))
-            return
-        shards, bounds, tokens = self._shards, self._starts, self.tokens
-        for row, start in zip(rows.tolist(), (starts % tokens).tolist()):
-            place = bisect_right(bounds, start) - 1
-            part = shards[place][start - bounds[place] : start - bounds[place] + length]
-            if len(part) == length:
-                out[row] = part
-            else:
-                out[row] = self.take(np.arange(start, start + length))
+        starts, sizes = starts % self.tokens, stops - starts
+        stops, bounds = starts + sizes, self._bounds
+        first = np.searchsorted(bounds, starts, side="right") - 1
+        which, nth = expand(np.searchsorted(bounds, stops, side="left") - first)
+        shard = first[which] + nth
+        begin = np.maximum(starts[which], bounds[shard])
+        end = np.minimum(stops[which], bounds[shard + 1])
+        places = (shard, begin - bounds[shard], end - bounds[shard])
+        twice = [*self._shards, *self._shards]
+        views = [twice[n][a:b] for n, a, b in zip(*(place.tolist() for place in places))]
+        return which, begin - starts[which], views
 
-    def take(self, places: Ints) -> npt.NDArray[Any]:
-        """The tokens at some places of the ring, in the shape of ``places``."""
-        places = places % self.tokens
-        if len(self._shards) == 1:
-            return self._shards[0][places]
-        out = np.empty(places.shape, self._shards[0].dtype)
-        number = np.searchsorted(self._starts, places, side="right") - 1
-        for shard in np.unique(number).tolist():
-            here = number == shard
-            out[here] = self._shards[shard][places[here] - self._starts[shard]]
-        return out
+    @cached_property
+    def _bounds(self) -> Ints:
+        """Where each file begins, twice round the ring, and where the second round ends: a stretch
+        that begins in the first is one range of it."""
+        return np.array([*self._starts, *(self.tokens + n for n in self._starts), 2 * self.tokens])
+
+    def span(self, document: int) -> tuple[int, int]:
+        """Place of a document's first token, and of its last (exclusive), EOS included."""
+        return int(self.ends[document - 1]) if document else 0, int(self.ends[document])
 
     def _load(self, name: str) -> Ints:
         return _load_array(array_path(self.folder, self.split, name), self.documents)
@@ -143,10 +143,10 @@ def open_split(
 ) -> TokenSplit:
     """Open one split for reading.
 
-    File sizes and counts are always checked. ``verify`` also reads every byte: it compares the
-    SHA-256 of each file, looks for ids that the vocabulary does not have, and for EOS at the end of
-    each document and nowhere else, at about 1 GB/s
-    (one second for 500 million uint16 tokens), once an opening.
+    File sizes and counts are always checked. ``verify`` also reads every byte, once an opening, at
+    about 1 GB/s (one second for 500 million uint16 tokens): it compares the SHA-256 of each file,
+    looks for ids that the vocabulary does not have, and for EOS at the end of each document and
+    nowhere else.
 
     Args:
         folder: ``data/tokens/<source>``.
@@ -234,7 +234,23 @@ def _open(folder: Path, split: Split, manifest: dict[str, Any]) -> TokenSplit:
 
 
 def _verify(opened: TokenSplit, sums: list[str], array_sums: dict[str, str]) -> None:
-    ended = 0
+    for name, expected in array_sums.items():
+        path = array_path(opened.folder, opened.split, name)
+        if not path.exists():
+            raise _damaged(path, "it is missing")
+        _check_sum(path, sha256_file(path), expected)
+    ended, at_ends = 0, True
+    for eos in _verified_eos(opened, sums):
+        at_ends &= np.array_equal(eos + 1, opened.ends[ended : ended + len(eos)])
+        ended += len(eos)
+    if not at_ends or ended != opened.documents:
+        path = array_path(opened.folder, opened.split, "ends")
+        places = f"its {opened.documents:,} ends are not the places of the {ended:,} EOS ids"
+        raise _damaged(path, places)
+
+
+def _verified_eos(opened: TokenSplit, sums: list[str]) -> Iterator[Ints]:
+    """The places of EOS, in order, of files whose ids and SHA-256 are checked on the way."""
     for number, (shard, expected) in enumerate(zip(opened._shards, sums, strict=True)):
         path, sha = shard_path(opened.folder, opened.split, number), hashlib.sha256()
         for start in range(0, len(shard), _CHECK_TOKENS):
@@ -242,18 +258,8 @@ def _verify(opened: TokenSplit, sums: list[str], array_sums: dict[str, str]) -> 
             sha.update(part.data)
             if (largest := int(part.max())) >= opened.vocab_size:
                 raise _damaged(path, f"it holds id {largest}, the vocabulary {opened.vocab_size}")
-            ended += int(np.count_nonzero(part == opened.eos_id))
+            yield np.flatnonzero(part == opened.eos_id) + opened._starts[number] + start
         _check_sum(path, sha.hexdigest(), expected)
-    for name, expected in array_sums.items():
-        path = array_path(opened.folder, opened.split, name)
-        if not path.exists():
-            raise _damaged(path, "it is missing")
-        _check_sum(path, sha256_file(path), expected)
-    ends = opened.ends
-    at_eos = ends[0] > 0 and (np.diff(ends) > 0).all() if len(ends) else True
-    if not (at_eos and ended == len(ends) and (opened.take(ends - 1) == opened.eos_id).all()):
-        path = array_path(opened.folder, opened.split, "ends")
-        raise _damaged(path, f"its {len(ends):,} ends are not the places of the {ended:,} EOS ids")
 
 
 def _check_size(path: Path, expected: int) -> None:

@@ -18,17 +18,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from tasks.errors import BAD_DATA, UserError
+from tasks.tokens.arrays import Ints, expand
 from tasks.tokens.mixture import Mix, MixSource
 from tasks.tokens.order import permute, round_keys, unpermute
-from tasks.tokens.packing import Packing, load_packing, pieces_of
-from tasks.tokens.shards import Ints, TokenSplit, open_split
-
-IGNORED = -100  # torch's mark of a target that counts for nothing
+from tasks.tokens.packing import Packing, Pieces, load_packing
+from tasks.tokens.rows import Parts, gaps
+from tasks.tokens.shards import TokenSplit, open_split
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Piece:
     stop: int
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Where samples are read to; see ``reader.Samples``."""
+class Places(NamedTuple):
+    """Where some windows are; ``parts`` and ``targets`` read them by address."""
 
-    tokens: npt.NDArray[np.int64]
-    targets: npt.NDArray[np.int64]
+    epoch: Ints
+    window: Ints
+    address: Ints
 
 
 class Stream(ABC):
@@ -59,8 +59,8 @@ class Stream(ABC):
         self.samples, self.seq_len = source.samples, mix.seq_len
         self._key = (mix.seed, mix.phase, source.name)
 
-    def place(self, nth: Ints) -> tuple[Ints, Ints, Ints]:
-        """Epoch, window and address of the nth samples; ``fill`` reads by address."""
+    def place(self, nth: Ints) -> Places:
+        """Where the nth samples of this source are."""
         epoch, turn = np.divmod(nth, self.windows)
         window = np.empty_like(turn)
         address = np.empty_like(turn)
@@ -68,7 +68,7 @@ class Stream(ABC):
             now = epoch == number
             window[now] = permute(turn[now], self.windows, round_keys(*self._key, number))
             address[now] = self._address(number, window[now])
-        return epoch, window, address
+        return Places(epoch, window, address)
 
     def drawn(self, document: int, start: int, stop: int) -> Iterator[int]:
         """Which samples of this source, by number, have tokens of a document's stretch as
@@ -79,13 +79,27 @@ class Stream(ABC):
             nth = epoch * self.windows + turn
             yield from nth[nth < self.samples].tolist()
 
-    @abstractmethod
-    def fill(self, rows: Rows, which: Ints, addresses: Ints) -> None:
-        """Read the windows at some addresses into the rows ``which``."""
-
-    @abstractmethod
     def pieces(self, address: int) -> list[Piece]:
         """The documents that the window at an address has as targets, in order."""
+        found = []
+        for start, stop in zip(*(ints.tolist() for ints in self.targets(np.array([address])))):
+            while start < stop:
+                place = start % self.split.tokens
+                document = int(np.searchsorted(self.split.ends, place, side="right"))
+                begin, end = self.split.span(document)
+                count = min(stop - start, end - place)
+                found.append(Piece(document, place - begin, place - begin + count))
+                start += count
+        return found
+
+    @abstractmethod
+    def parts(self, rows: Ints, addresses: Ints) -> Parts:
+        """What the windows at some addresses are made of, each in the row of a number."""
+
+    @abstractmethod
+    def targets(self, addresses: Ints) -> tuple[Ints, Ints]:
+        """The stretches of the split that some windows have as targets: their first tokens and
+        their last (exclusive), which may lie beyond the end, round the ring."""
 
     @abstractmethod
     def first_token(self, address: int) -> int:
@@ -128,22 +142,16 @@ def open_stream(folder: Path, plans: Path, mix: Mix, source: MixSource, verify: 
 class Ring(Stream):
     """Concatenated documents; an address is the first token, beyond the end round the ring."""
 
-    def fill(self, rows: Rows, which: Ints, addresses: Ints) -> None:
-        self.split.gather(addresses, rows.tokens, which)
+    def parts(self, rows: Ints, addresses: Ints) -> Parts:
+        length = self.seq_len + 1
+        window, column, tokens = self.split.views(addresses, addresses + length)
+        return Parts(rows[window] * length + column, tokens, np.empty(0, np.int64))
+
+    def targets(self, addresses: Ints) -> tuple[Ints, Ints]:
+        return addresses + 1, addresses + 1 + self.seq_len
 
     def first_token(self, address: int) -> int:
         return address % self.split.tokens
-
-    def pieces(self, address: int) -> list[Piece]:
-        ends, tokens = self.split.ends, self.split.tokens
-        place, left, found = (address + 1) % tokens, self.seq_len, []
-        while left:
-            document = int(np.searchsorted(ends, place, side="right"))
-            begin, end = int(ends[document - 1]) if document else 0, int(ends[document])
-            count = min(left, end - place)
-            found.append(Piece(document, place - begin, place - begin + count))
-            place, left = (place + count) % tokens, left - count
-        return found
 
     def _address(self, epoch: int, windows: Ints) -> Ints:
         return self._offset(epoch) + windows * self.seq_len
@@ -155,8 +163,8 @@ class Ring(Stream):
         return round_keys(*self._key, epoch, "offset")[0] % self.split.tokens
 
     def _covering(self, epoch: int, document: int, start: int, stop: int) -> Ints:
-        tokens, begin = self.split.tokens, int(self.split.ends[document - 1]) if document else 0
-        first = (begin + start - self._offset(epoch)) % tokens
+        tokens = self.split.tokens
+        first = (self.split.span(document)[0] + start - self._offset(epoch)) % tokens
         # a stretch that the epoch's own beginning divides lies at both ends of it
         parts = [(first, min(first + stop - start, tokens)), (0, first + stop - start - tokens)]
         found = [
@@ -179,71 +187,39 @@ class Packed(Stream):
     def __init__(self, split: TokenSplit, mix: Mix, source: MixSource, packing: Packing) -> None:
         super().__init__(split, mix, source)
         self.packing = packing
+        self._padding = np.full(mix.seq_len, split.eos_id)
 
-    def fill(self, rows: Rows, which: Ints, addresses: Ints) -> None:
-        full = addresses < self.packing.full_windows
-        if full.any():
-            self._fill_full(rows, which[full], addresses[full])
-        if not full.all():
-            shared = addresses[~full] - self.packing.full_windows
-            self._fill_shared(rows, which[~full], shared)
+    def parts(self, rows: Ints, addresses: Ints) -> Parts:
+        length, pieces = self.seq_len + 1, self.packing.pieces(addresses)
+        # the token before is read too where a piece goes on within its document, and where it is
+        # the first of its row: that of a whole document is an EOS, in the split as in the row
+        led = pieces.start > 0
+        early = led | (pieces.column == 1)
+        start, stop = self._places(pieces)
+        start -= early
+        at = rows[pieces.window] * length + pieces.column - early
+        which, offset, tokens = self.split.views(start, stop)
+        free, room = gaps(at, stop - start, rows, length)
+        gap, nth = expand(room)
+        return Parts(
+            np.concatenate([at[which] + offset, free]),
+            tokens + [self._padding[:size] for size in room.tolist()],
+            np.concatenate([at[led], free[gap] + nth]),
+        )
+
+    def targets(self, addresses: Ints) -> tuple[Ints, Ints]:
+        return self._places(self.packing.pieces(addresses))
 
     def first_token(self, address: int) -> int:
-        piece = self.pieces(address)[0]
-        return self._begin(piece.document) + piece.start
+        return int(self.targets(np.array([address]))[0][0])
 
-    def pieces(self, address: int) -> list[Piece]:
-        return [Piece(*piece) for piece in pieces_of(self.packing, address)]
-
-    def _begin(self, document: int) -> int:
-        return int(self.split.ends[document - 1]) if document else 0
+    def _places(self, pieces: Pieces) -> tuple[Ints, Ints]:
+        """Place in the split of the first token of each piece, and of its last (exclusive)."""
+        begin = self.packing.ends[pieces.document] - self.packing.lengths[pieces.document]
+        return begin + pieces.start, begin + pieces.stop
 
     def _address(self, epoch: int, windows: Ints) -> Ints:
         return windows
 
     def _covering(self, epoch: int, document: int, start: int, stop: int) -> Ints:
-        packing, length = self.packing, self.seq_len
-        tokens = int(packing.lengths[document])
-        whole, rest = divmod(tokens, length)
-        before = int(packing.full[document]) - whole
-        windows = [*range(before + start // length, before + min(whole, -(-stop // length)))]
-        if rest and stop > whole * length:
-            place = int(packing.piece_of[document])
-            shared = int(np.searchsorted(packing.window_ends, place, side="right"))
-            windows.append(packing.full_windows + shared)
-        return np.array(windows, np.int64)
-
-    def _fill_full(self, rows: Rows, which: Ints, windows: Ints) -> None:
-        document = np.searchsorted(self.packing.full, windows, side="right")
-        ends, lengths = self.packing.ends[document], self.packing.lengths[document]
-        nth = windows - (self.packing.full[document] - lengths // self.seq_len)
-        start = ends - lengths + nth * self.seq_len
-        self.split.gather(start - 1, rows.tokens, which)
-        rows.targets[which] = rows.tokens[which, 1:]
-
-    def _fill_shared(self, rows: Rows, which: Ints, windows: Ints) -> None:
-        packing, read = self.packing, self.split.read
-        last = packing.window_ends[windows].astype(np.int64)
-        count = last - np.where(windows > 0, packing.window_ends[windows - 1], 0)
-        first = np.cumsum(count) - count  # the first piece of each window, among all here
-        piece = np.arange(int(count.sum())) + np.repeat(last - count - first, count)
-        document = packing.documents[piece]
-        end, lengths = packing.ends[document], packing.lengths[document]
-        led = lengths > self.seq_len  # brings the token before it
-        size = lengths % self.seq_len + led
-        before = np.cumsum(size) - size
-        place = 1 + before - np.repeat(before[first], count)
-        row = np.repeat(which, count)
-        tokens, targets, eos_id = rows.tokens, rows.targets, self.split.eos_id
-        tokens[which, 0] = eos_id
-        pieces = zip(*(values.tolist() for values in (row, place, size, end)), strict=True)
-        for number, start, length, stop in pieces:
-            tokens[number, start : start + length] = read(stop - length, stop)
-        ends = place[first + count - 1] + size[first + count - 1]
-        padded = ends <= self.seq_len
-        for number, start in zip(which[padded].tolist(), ends[padded].tolist()):
-            tokens[number, start:] = eos_id
-        targets[which] = tokens[which, 1:]
-        for number, start in zip(which[padded].tolist(), ends[padded].tolist()):
-            targets[number, start - 1 :] = IGNORED
-        targets[row[led], place[led] - 1] = IGNORED
+        return self.packing.covering(document, start, stop)

@@ -17,8 +17,9 @@ from tasks.errors import USAGE, UserError, unknown_name
 from tasks.recipe import Phase, Recipe, Split
 from tasks.tokens.lookup import Lookup, Match
 from tasks.tokens.mixture import load_mix
-from tasks.tokens.reader import Piece, Reader
+from tasks.tokens.reader import Reader
 from tasks.tokens.shards import splits
+from tasks.tokens.streams import Piece
 from tasks.workspace import Workspace
 
 AROUND = 24  # tokens shown before and after what was read
