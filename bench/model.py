@@ -3,6 +3,7 @@
 The network has the shape of Haipai-50M: 54.6M parameters, 50,000 ids, 512 tokens a sequence. Theirs
 is `forward(labels)` in eager mode, which writes out all logits; ours computes the same loss in
 chunks. Both run under the same autocast, and their losses are compared before anything is timed.
+What the machine allows is measured beside them: the matrix products of the same step, alone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,9 +36,15 @@ def bench() -> Table:
     )
     for precision, batches in (("bf16", (1, 4)), ("fp32", (1,))):
         for batch in batches:
-            runs = contestants(batch, precision, compiled=(precision, batch) == ("bf16", 1))
+            first = (precision, batch) == ("bf16", 1)
+            runs: dict[str, Callable[[], object]] = {**contestants(batch, precision, first)}
+            names = [name for name in runs if name != "theirs"]
+            if first:
+                runs["products"] = products(batch, precision)
             seconds = take_turns(runs, REPEATS, warm_ups=0)  # they were compared already
-            for name in [name for name in runs if name != "theirs"]:
+            if first:
+                table.notes.append(ceiling(seconds, batch * SEQ_LEN))
+            for name in names:
                 table.rows.append(
                     Row.of_times(
                         f"{name}, {precision}, {batch} x {SEQ_LEN}",
@@ -46,8 +54,9 @@ def bench() -> Table:
                         unit=UNIT,
                     )
                 )
-    peaks = [[float(peak_of(who, 4, "bf16"))] for who in ("ours", "theirs")]
-    table.rows.append(Row(f"peak memory, bf16, 4 x {SEQ_LEN}", *peaks, unit="bytes", better="less"))
+    ours, theirs = ([float(peak_of(who, 4, "bf16"))] for who in ("ours", "theirs"))
+    what = f"peak memory, bf16, 4 x {SEQ_LEN}"
+    table.rows.append(Row(what, ours, theirs, unit="bytes", better="less"))
     table.notes.append("peak memory: resident set of a fresh process above the imported libraries")
     return table
 
@@ -93,6 +102,49 @@ def contestants(
     losses = {name: run() for name, run in runs.items()}
     assert max(losses.values()) - min(losses.values()) < CLOSE, losses
     return runs
+
+
+def products(batch: int, precision: str) -> Callable[[], object]:
+    """A function that does the matrix products of a step and nothing else, attention's left out.
+
+    That is three for each table: forward, and backward by what it read and by the table itself.
+    """
+    import torch
+
+    from model import ModelConfig, Transformer
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = Transformer(ModelConfig(**SHAPE))  # type: ignore[arg-type]
+    tables = [t.detach().to(dtype) for t in model.parameters() if t.ndim == 2]
+    sides = {side for table in tables for side in table.shape}
+    rows = {side: torch.randn(batch * SEQ_LEN, side, dtype=dtype) for side in sides}
+    # Into memory that is there already: making room for results is no part of a product.
+    results = {side: torch.empty_like(kept) for side, kept in rows.items()}
+    slopes = {table.shape: torch.empty_like(table) for table in tables}
+
+    def run() -> None:
+        for table in tables:
+            d_out, d_in = table.shape
+            torch.mm(rows[d_in], table.T, out=results[d_out])
+            torch.mm(rows[d_out], table, out=results[d_in])
+            torch.mm(rows[d_out].T, rows[d_in], out=slopes[table.shape])
+
+    run()
+    return run
+
+
+def ceiling(seconds: dict[str, list[float]], tokens: int) -> str:
+    """What the products alone would make, and how much of it each one reaches."""
+    least = statistics.median(seconds["products"])
+    shares = [
+        f"{name} {100 * least / statistics.median(seconds[name]):.0f} %"
+        for name in seconds
+        if name != "products"
+    ]
+    return (
+        f"matrix products alone, bf16, {tokens} tokens: {tokens / least:,.0f} tokens/s; "
+        f"of that {', '.join(shares)}"
+    )
 
 
 def as_llama(config: Any, weights: dict[str, Any]) -> Any:

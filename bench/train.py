@@ -39,6 +39,9 @@ def bench(
         masked = rates(name, steps, micro_batch_tokens, compiled=compiled, documents=True)
         table.rows.append(Row(f"{name}: document masks / none", masked.rates, plain.rates, UNIT))
         table.notes.append(f"{name}: {plain.describe()}")
+        step, _ = stepper(name, micro_batch_tokens, compiled=False, documents=False)
+        table.notes.append(f"{name}, eager: {matrix_share(step):.0%} of a step is matrix products "
+                           "and attention, by the profiler")  # fmt: skip
     return table
 
 
@@ -124,9 +127,35 @@ def stepper(
     return step, state
 
 
+def matrix_share(step: Callable[[], None]) -> float:
+    """Share of a step's time that goes to matrix products and attention, Muon's products included.
+
+    By the time that operations take without those that they call; of kernels, on a GPU.
+    """
+    from torch.autograd import DeviceType
+
+    step()
+    step()
+    with profiled() as seen:
+        step()
+    gpu = any(event.device_type == DeviceType.CUDA for event in seen.events())
+    spent = {
+        event.key: event.self_device_time_total if gpu else event.self_cpu_time_total
+        for event in seen.key_averages()
+        if event.device_type == DeviceType.CPU
+    }
+    return sum(t for name, t in spent.items() if _is_matrix(name)) / sum(spent.values())
+
+
+def _is_matrix(operation: str) -> bool:
+    """Whether an operation of torch is a matrix product or attention."""
+    name = operation.removeprefix("aten::")
+    return name in ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm") or "dot_product" in name
+
+
 @contextmanager
-def profiled() -> Iterator[None]:
-    """Print which operations the time of the block goes to."""
+def profiled() -> Iterator[Any]:
+    """The profile of the block, to be read after it."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -134,7 +163,17 @@ def profiled() -> Iterator[None]:
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as seen:
-        yield
+        yield seen
+
+
+def print_profile(step: Callable[[], None]) -> None:
+    """Show which operations the time of a step goes to, after two to warm up."""
+    import torch
+
+    step()
+    step()
+    with profiled() as seen:
+        step()
     by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     print(seen.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=60))
 
@@ -160,10 +199,7 @@ def main() -> None:
     if given.profile:
         for name in names:
             step, _ = stepper(name, given.micro_batch_tokens, not given.eager, documents=False)
-            step()
-            step()
-            with profiled():
-                step()
+            print_profile(step)
 
 
 if __name__ == "__main__":

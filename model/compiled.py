@@ -6,10 +6,10 @@ made for many rows. torch.compile writes one C++ function for a block and one fo
     x (C,), a block's tables, its cache, bias (H, T) -> x (C,)       called once a block
     x (C,), norm, [embed_out], table (V, E)          -> logits (V,)
 
-Weights are arguments, so all blocks share one function and compiling takes seconds. The product of
-one row is bound by reading the table: as a sum along the table's rows it streams through them in
-the order in which they are stored. T is a size that the code does not know, so a cache that grows
-compiles nothing anew. What flows is fp32, whatever the tables are.
+Weights are arguments, so all blocks share one function and compiling takes seconds. They are copied
+to `stripes.py`'s order, which is read at almost the pace of memory. T is a size that the code does
+not know, so a cache that grows compiles nothing anew. What flows is fp32, whatever the tables are:
+fp32, bf16 or 8-bit.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from torch import Tensor, nn
 from .cache import KVCache
 from .config import ModelConfig
 from .feedforward import SwiGLU
-from .linear import Embedding, Linear
+from .linear import Linear
 from .masks import Sight
 from .positions import Rotation
+from .quantized import Int8Linear
+from .stripes import LargePages, Table, striped
 from .transformer import Block, Transformer
 
 Run = Callable[..., Tensor]
 Norm = tuple[Tensor, ...]
-"""weight of an RMSNorm, weight and bias of a LayerNorm."""
+"""weight of an RMSNorm, weight and bias of a LayerNorm; fp32."""
 
 
 class CompiledStep:
@@ -43,10 +45,8 @@ class CompiledStep:
     def __init__(self, model: Transformer) -> None:
         _check(model)
         self.config = model.config
-        self.blocks = [_tables(block) for block in model.layers]
-        self.norm = _norm(model.norm)
-        self.inner = model.embed_out.weight.detach() if self.config.d_embed is not None else None
-        self.table = model.output_table.detach()
+        with torch.inference_mode():
+            self.blocks, self.out = _lay_out(model)
         self.read_block: Run = torch.compile(read_block, fullgraph=True)
         self.read_out: Run = torch.compile(read_out, fullgraph=True)
 
@@ -58,31 +58,38 @@ class CompiledStep:
         turns = None if rotation is None else tuple(t.clone().flatten() for t in rotation[:2])
         bias = _open_size(_bias(seen, self.config.n_heads, end), 1)
         x = x.flatten().float()
-        for layer, tables in enumerate(self.blocks):
+        for layer, weights in enumerate(self.blocks):
             keys, values = cache.keys[layer, 0], cache.values[layer, 0]
             if layer == 0:  # the call that compiles, where anything is to be
                 keys, values = _open_size(keys, 1), _open_size(values, 1)
-            x = self.read_block(x, tables, keys, values, place, bias, turns, self.config)
+            x = self.read_block(x, weights, keys, values, place, bias, turns, self.config)
         cache.advance(1)
-        logits = self.read_out(x, self.norm, self.inner, self.table, self.config.norm_eps)
-        return logits.view(1, 1, -1)
+        return self.read_out(x, self.out, self.config.norm_eps).view(1, 1, -1)
 
 
-class Tables(NamedTuple):
-    """The weights of one block; those that read the same input are joined."""
+class BlockWeights(NamedTuple):
+    """The weights of one block; tables that read the same input are joined."""
 
     before_attention: Norm
-    qkv: Tensor
+    qkv: Table
     heads: tuple[Norm, Norm] | None
-    out: Tensor
+    out: Table
     before_feed_forward: Norm
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Table
+    down: Table
+
+
+class OutWeights(NamedTuple):
+    """The weights after the last block."""
+
+    norm: Norm
+    inner: Table | None
+    table: Table
 
 
 def read_block(
     x: Tensor,
-    tables: Tables,
+    weights: BlockWeights,
     keys: Tensor,
     values: Tensor,
     place: Tensor,
@@ -95,37 +102,31 @@ def read_block(
     bias (H, T) is added to the scores of the T keys that are filled then; turns: cos and sin (D,).
     """
     n_heads, kv_heads, size = config.n_heads, config.kv_heads, config.head_size
-    every = product(normed(x, tables.before_attention, config.norm_eps), tables.qkv)
+    every = weights.qkv(normed(x, weights.before_attention, config.norm_eps))
     q, k, v = every.unflatten(0, (-1, size)).split((n_heads, kv_heads, kv_heads))
-    if tables.heads is not None:
-        q = normed(q, tables.heads[0], config.norm_eps)
-        k = normed(k, tables.heads[1], config.norm_eps)
+    if weights.heads is not None:
+        q = normed(q, weights.heads[0], config.norm_eps)
+        k = normed(k, weights.heads[1], config.norm_eps)
     if turns is not None:
         cos, sin = turns
         rotation = Rotation(cos, sin, config.rope_layout)
         q, k = rotation.turn(q), rotation.turn(k)
     keys.index_copy_(1, place, k.unsqueeze(1))
     values.index_copy_(1, place, v.unsqueeze(1))
-    x = x + product(attended(q, keys, values, bias), tables.out)
-    inner = product(normed(x, tables.before_feed_forward, config.norm_eps), tables.gate_up)
-    gate, up = inner.chunk(2)
-    return x + product(F.silu(gate) * up, tables.down)
+    x = x + weights.out(attended(q, keys, values, bias))
+    gate, up = weights.gate_up(normed(x, weights.before_feed_forward, config.norm_eps)).chunk(2)
+    return x + weights.down(F.silu(gate) * up)
 
 
-def read_out(x: Tensor, norm: Norm, inner: Tensor | None, table: Tensor, eps: float) -> Tensor:
+def read_out(x: Tensor, weights: OutWeights, eps: float) -> Tensor:
     """x (C,) -> logits (V,)."""
-    x = normed(x, norm, eps)
-    return product(x if inner is None else product(x, inner), table)
-
-
-def product(x: Tensor, table: Tensor) -> Tensor:
-    """x (K,) times the transpose of table (N, K) -> (N,), fp32."""
-    return (table.float() * x).sum(dim=1)
+    x = normed(x, weights.norm, eps)
+    return weights.table(x if weights.inner is None else weights.inner(x))
 
 
 def normed(x: Tensor, norm: Norm, eps: float) -> Tensor:
     """x (..., K) through an RMSNorm or a LayerNorm -> (..., K)."""
-    weight, *bias = (each.float() for each in norm)
+    weight, *bias = norm
     if bias:
         return F.layer_norm(x, weight.shape, weight, bias[0], eps)
     return F.rms_norm(x, weight.shape, weight, eps)
@@ -153,28 +154,32 @@ def _bias(seen: Sight, n_heads: int, length: int) -> Tensor:
     return seen.bias.expand(1, n_heads, 1, length).reshape(n_heads, length).contiguous()
 
 
-def _tables(block: nn.Module) -> Tables:
+def _lay_out(model: Transformer) -> tuple[list[BlockWeights], OutWeights]:
+    """The network's weights as the compiled functions take them, all tables in one memory."""
+    pages, config = LargePages(), model.config
+    blocks = [_weights(block, pages) for block in model.layers]
+    inner = striped(pages, model.embed_out) if config.d_embed is not None else None
+    last = model.embed_tokens if config.tie_embeddings else model.lm_head
+    return blocks, OutWeights(_norm(model.norm), inner, striped(pages, last))
+
+
+def _weights(block: nn.Module, pages: LargePages) -> BlockWeights:
     assert isinstance(block, Block) and isinstance(block.mlp, SwiGLU)
     attention, mlp = block.self_attn, block.mlp
     heads = (_norm(attention.q_norm), _norm(attention.k_norm)) if attention.qk_norm else None
-    return Tables(
+    return BlockWeights(
         _norm(block.input_layernorm),
-        _joined(attention.q_proj, attention.k_proj, attention.v_proj),
+        striped(pages, attention.q_proj, attention.k_proj, attention.v_proj),
         heads,
-        _joined(attention.o_proj),
+        striped(pages, attention.o_proj),
         _norm(block.post_attention_layernorm),
-        _joined(mlp.gate_proj, mlp.up_proj),
-        _joined(mlp.down_proj),
+        striped(pages, mlp.gate_proj, mlp.up_proj),
+        striped(pages, mlp.down_proj),
     )
 
 
-def _joined(*tables: nn.Module) -> Tensor:
-    weights = [weight.detach() for table in tables for weight in table.parameters()]
-    return weights[0] if len(weights) == 1 else torch.cat(weights)
-
-
 def _norm(norm: nn.Module) -> Norm:
-    return tuple(parameter.detach() for _, parameter in norm.named_parameters())
+    return tuple(parameter.detach().float() for _, parameter in norm.named_parameters())
 
 
 def _check(model: Transformer) -> None:
@@ -185,10 +190,8 @@ def _check(model: Transformer) -> None:
         raise ValueError(f"the compiled step is for the CPU, and the weights are on {model.device}")
     block = model.layers[0]
     assert isinstance(block, Block)
-    if not isinstance(block.self_attn.q_proj, Linear) or not isinstance(
-        model.embed_tokens, Embedding
-    ):
-        raise ValueError("quantized weights are not compiled: their own kernels read them")
+    if not isinstance(block.self_attn.q_proj, Linear | Int8Linear):
+        raise ValueError("4-bit weights are not compiled: their own kernel reads them")
     from torch._inductor import exc
     from torch._inductor.cpp_builder import get_cpp_compiler
 

@@ -40,8 +40,8 @@ class Decoder:
 
     `compiled`: a single token of a single row goes through `CompiledStep`, which takes seconds to
     compile at its first; prompts and several rows are read as ever. Raises ValueError where the
-    network has experts, is quantized or not on a CPU, where there is no C++ compiler, and for more
-    `rows` than one.
+    network has experts or 4-bit weights or is not on a CPU, where there is no C++ compiler, and
+    for more `rows` than one.
     """
 
     def __init__(self, model: Transformer, rows: int = 1, *, compiled: bool = False) -> None:

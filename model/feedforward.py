@@ -1,12 +1,21 @@
-"""SwiGLU (Shazeer, 2020): down(silu(gate x) · up x)."""
+"""SwiGLU (Shazeer, 2020): down(silu(gate x) · up x).
+
+Training keeps gate x and up x for the backward pass. What stands between them and the last map is
+as wide, twice, and is made again there by two passes over them.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .config import ModelConfig
 from .linear import Linear
+from .norm import compute_dtype
 
 
 class SwiGLU(nn.Module):
@@ -20,4 +29,28 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., C)."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        # A compiler decides itself what to keep, and fuses what is made again with what reads it.
+        if not gate.requires_grad or torch.compiler.is_compiling():
+            return self.down_proj(F.silu(gate) * up)
+        return _GatedDown.apply(gate, up, self.down_proj.weight.to(compute_dtype(gate)))
+
+
+class _GatedDown(torch.autograd.Function):
+    """(silu(gate) · up) · tableᵀ: gate and up (..., F), table (C, F) -> (..., C)."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, table)
+        return F.linear(F.silu(gate).mul_(up), table)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gate, up, table = ctx.saved_tensors
+        opened = F.silu(gate)
+        by_table = slope.flatten(0, -2).T @ (opened * up).flatten(0, -2)
+        by_product = slope @ table
+        by_up = opened.mul_(by_product)
+        by_gate = torch.ops.aten.silu_backward(by_product.mul_(up), gate)
+        return by_gate, by_up, by_table

@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch._inductor.config
 
-from model import ModelConfig, SamplingOptions, Transformer
+from model import ModelConfig, SamplingOptions, Transformer, stripes
 from model.decoder import Decoder
 from model.generate import generate
+from model.quantized import Int8Linear
+from tasks.release.quantize import quantize
 from tests.test_generate import GREEDY, model_of
 from tests.test_model_strategies import CONTEXT, lively_model, one_thread, random_ids  # noqa: F401
 
@@ -88,17 +90,33 @@ def test_generation_gives_the_same_ids_drawn_or_with_a_draft_and_one_row_at_a_ti
     assert generate(decoder, batch, GREEDY) == generate(model, batch, GREEDY)
 
 
-def test_bf16_weights_are_read_as_they_are():
-    model = network_of(d_model=64, n_heads=4).bfloat16()
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_weights_are_read_as_they_are(dtype):
+    model = network_of(d_model=64, n_heads=4)
+    model = quantize(model, "int8") if dtype == "int8" else model.bfloat16()
     ids, decoder = random_ids(1, 8), Decoder(model, compiled=True)
     cache = decoder.new_cache(1, 8)
     decoder.read(ids[:, :4], cache)
     with torch.no_grad():
-        expected = model.float()(ids)
+        expected = (model if dtype == "int8" else model.float())(ids).float()
     for place in range(4, 8):
         found = decoder.read(ids[:, place : place + 1], cache)[:, 0]
         near = torch.nn.functional.cosine_similarity(found, expected[:, place])
         assert near > 0.999
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
+def test_stripes_give_the_product_of_the_joined_tables_wherever_they_are_kept(kind, monkeypatch):
+    monkeypatch.setattr(stripes, "_CHUNK", 4096)
+    pages, x = stripes.LargePages(), torch.randn(24)
+    plain = [torch.nn.Linear(24, n_out, bias=False) for n_out in (5, 32, 50)]
+    maps = [Int8Linear(m.weight) if kind == "int8" else m for m in plain]
+    maps = [m.bfloat16() for m in maps] if kind == "bf16" else maps
+    tables = [stripes.striped(pages, *maps[start:]) for start in range(3)]
+    weights = torch.cat([m.weight.detach().float() for m in maps])
+    for table, start in zip(tables, (0, 5, 37), strict=True):
+        assert table.stripes.data_ptr() % 64 == 0
+        torch.testing.assert_close(table(x), weights[start:] @ x, rtol=1e-2, atol=1e-2)
 
 
 def test_what_cannot_be_compiled_is_refused_with_the_reason():
@@ -108,10 +126,8 @@ def test_what_cannot_be_compiled_is_refused_with_the_reason():
         Decoder(network_of(n_experts=2), compiled=True)
     with pytest.raises(ValueError, match="for the CPU, and the weights are on meta"):
         Decoder(network_of().to("meta"), compiled=True)
-    from tasks.release.quantize import quantize
-
-    with pytest.raises(ValueError, match="quantized weights are not compiled"):
-        Decoder(quantize(network_of(), "int8"), compiled=True)
+    with pytest.raises(ValueError, match="4-bit weights are not compiled"):
+        Decoder(quantize(network_of(d_model=32, d_ff=32), "int4"), compiled=True)
     without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
     with without, pytest.raises(ValueError, match="needs a C"):
         Decoder(network_of(), compiled=True)

@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from model import KVCache, ModelConfig, Transformer
+from model.feedforward import SwiGLU
 from model.masks import alibi_bias
 from model.positions import Rotation, alibi_slopes, rope_tables
 from tests.test_model_strategies import (
@@ -285,3 +288,32 @@ def test_under_autocast_the_model_computes_in_bf16_and_agrees():
     torch.testing.assert_close(logits, cached)
     exact = model(ids)
     assert (logits - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_the_feed_forward_has_the_gradients_of_its_formula():
+    maps = SwiGLU(small(d_model=8, d_ff=5)).double()
+    tables = [nn.init.normal_(table) for table in maps.parameters()]
+    x = torch.randn(2, 3, 8, dtype=torch.double, requires_grad=True)
+    gate, up, down = tables
+    formula = (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
+    expected = torch.autograd.grad(formula.square().sum(), [x, *tables])
+    found = torch.autograd.grad(maps(x).square().sum(), [x, *tables])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_feed_forward_keeps_two_wide_tensors_for_the_way_back(dtype):
+    maps = SwiGLU(small(d_model=8, d_ff=48))
+    kept = set()
+
+    def keep(tensor):
+        if tensor.shape[-1] == 48 and tensor.shape[0] == 2:
+            kept.add(tensor.data_ptr())
+        return tensor
+
+    autocast = torch.autocast("cpu", dtype, enabled=dtype is not torch.float32)
+    with autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = maps(torch.randn(2, 3, 8))
+    assert y.dtype == dtype and len(kept) == 2
+    y.sum().backward()
+    assert all(weight.grad.dtype == torch.float32 for weight in maps.parameters())

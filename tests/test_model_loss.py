@@ -56,6 +56,15 @@ def test_the_chunked_loss_and_its_gradients_are_the_plain_ones(
     torch.testing.assert_close(by_chunks, by_plain, rtol=1e-4, atol=1e-4)
 
 
+def test_a_wide_table_is_taken_in_parts_and_none_is_left_out(monkeypatch):
+    monkeypatch.setattr("model.loss._TABLE_ROWS", 7)
+    hidden, table, targets = some_rows(9, 4, 40, [2])
+    by_plain = torch.autograd.grad(plain_loss(hidden, table, targets), (hidden, table))
+    loss = linear_cross_entropy(hidden, table, targets, rows_a_chunk=4)
+    by_parts = torch.autograd.grad(loss, (hidden, table))
+    torch.testing.assert_close(by_parts, by_plain, rtol=1e-4, atol=1e-4)
+
+
 def test_under_autocast_it_is_as_good_as_the_plain_loss_on_bf16_logits():
     hidden, table, targets = some_rows(64, 32, 500, [3, 4])
     exact = plain_loss(hidden, table, targets)
