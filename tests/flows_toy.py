@@ -142,10 +142,11 @@ def make(root: Path, sources: Iterable[str] = ("stdlib", "packages")) -> Path:
     (root / "toy.py").write_text(COMMAND)
     (root / "model").mkdir()
     (root / "model/config.py").write_text("")
-    for path in ("prefect.toml", "prefect.yaml", ".gitignore", ".dvcignore"):
+    (root / ".dvc").mkdir()
+    for path in ("prefect.toml", "prefect.yaml", ".gitignore", ".dvcignore", ".dvc/config",
+                 ".dvc/.gitignore"):  # fmt: skip
         shutil.copy(ROOT / path, root / path)
     run(root, "git", "init", "-q")
-    run(root, "dvc", "init", "-q")
     return root
 
 

@@ -23,6 +23,7 @@ from tasks.training.init import init
 from tasks.training.train import train
 from tasks.workspace import Workspace
 from tests.places import ROOT
+from tests.warm import run_stage
 
 WEIGHTS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 
@@ -44,19 +45,6 @@ def logged(root: Path, phase: str = "phase1") -> list[dict[str, Any]]:
 
 def command(root: Path, phase: str = "phase1") -> list[str]:
     return [sys.executable, "-m", "tasks.training.train", phase, "--root", str(root)]
-
-
-def run_stage(
-    root: Path, phase: str = "phase1", **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(root, phase),
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

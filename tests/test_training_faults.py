@@ -28,7 +28,8 @@ from tasks.training.state import TrainState
 from tasks.training.train import train
 from tasks.workspace import Workspace
 from tests.places import ROOT
-from tests.test_training_exact import command, hashes, logged, run_stage
+from tests.test_training_exact import command, hashes, logged
+from tests.warm import run_stage
 
 STEPS = 60
 
