@@ -9,13 +9,12 @@ holds the lock beside us, so a trainer that is still writing its last checkpoint
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from flows.outcome import Logger
 from flows.supervise import Leash
 
 STAGES = {"train", "evaluate", "generate", "benchmark"}  # what runs the network on the device
@@ -28,7 +27,7 @@ def needed_by(address: str) -> bool:
 
 
 @contextmanager
-def held(lock: Path, what: str, leash: Leash, logger: logging.Logger | Any) -> Iterator[int]:
+def held(lock: Path, what: str, leash: Leash, logger: Logger) -> Iterator[int]:
     """Wait for the lock and hold it for the length of the block; yields its file descriptor.
 
     Who inherits the descriptor holds the lock too. Raises Stopped where the leash is pulled while

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import contextvars
 import json
-import logging
 import re
 import threading
 import time
@@ -31,6 +30,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_run_logger
 
+from flows.outcome import Logger
 from tasks import recipe as recipes
 from tasks.report.plots import Line, chart, smooth, standalone, thin
 from tasks.units import show_count, show_seconds
@@ -49,7 +49,7 @@ def showing(address: str, root: Path) -> Iterator[Callable[[], None]]:
 
     def outcome() -> None:
         if stage == "report":
-            _try(logger, lambda: show_report(workspace))
+            try_to_show(logger, lambda: show_report(workspace))
 
     if stage == "train":
         with Follower(workspace, name, logger) as follower:
@@ -61,7 +61,7 @@ def showing(address: str, root: Path) -> Iterator[Callable[[], None]]:
 class Follower:
     """A progress bar and a page that follow ``runs/<phase>/history.jsonl`` as it grows."""
 
-    def __init__(self, workspace: Workspace, phase: str, logger: Any) -> None:
+    def __init__(self, workspace: Workspace, phase: str, logger: Logger) -> None:
         self._workspace, self._phase, self._logger = workspace, phase, logger
         self._history = workspace.run(phase) / "history.jsonl"
         self._before = self._stamp()
@@ -86,7 +86,7 @@ class Follower:
         """The page of the whole phase."""
         self._end()
         history = self._workspace.metrics(self._phase) / "history.jsonl"
-        _try(self._logger, lambda: self._show_page(history))
+        try_to_show(self._logger, lambda: self._show_page(history))
 
     def _end(self) -> None:
         self._stopped.set()
@@ -96,7 +96,7 @@ class Follower:
         last = False
         while not last:
             last = self._stopped.wait(PUBLISH_SECONDS)
-            if not _try(self._logger, self._publish):
+            if not try_to_show(self._logger, self._publish):
                 return
 
     def _publish(self) -> None:
@@ -257,7 +257,7 @@ def _key(name: str) -> str:
     return re.sub("[^a-z0-9-]", "-", name.lower())
 
 
-def _try(logger: logging.Logger, show: Callable[[], None]) -> bool:
+def try_to_show(logger: Logger, show: Callable[[], None]) -> bool:
     """Call ``show``; a failure is a warning, since the work matters more than the sight of it."""
     try:
         show()

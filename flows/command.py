@@ -70,6 +70,20 @@ def main(
         sys.exit(130)
 
 
+def plain_main(work: Callable[[], object], about: str | None) -> None:
+    """The command line of a function without options: --help tells ``about``, errors are words."""
+    argparse.ArgumentParser(
+        prog=f"python -m flows.{work.__name__}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
+    try:
+        work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
 @contextmanager
 def server() -> Iterator[None]:
     """Settings for the server that is up, or for a temporary one where none is.

@@ -92,11 +92,6 @@ def load() -> Dag:
         return Dag(relabel_nodes(graph, {stage: stage.addressing for stage in graph}))
 
 
-def stages_for(targets: Iterable[str]) -> list[str]:
-    """The targets and all they stand on, upstream first."""
-    return load().up_to(*targets)
-
-
 def stale(addresses: Iterable[str]) -> list[str]:
     """Which of the stages DVC would run again, in the order given (see ``dvc status``).
 

@@ -8,8 +8,6 @@ it is run again.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -17,16 +15,12 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.settings import (
-    PREFECT_HOME,
-    PREFECT_PROFILES_PATH,
-    temporary_settings,
-)
+from prefect.settings import PREFECT_HOME, PREFECT_PROFILES_PATH, temporary_settings
 from prefect.states import Cancelling
 
+from flows.command import plain_main
 from flows.deployments import POOL
 from flows.services import Service, client_settings, read_profile
-from tasks.errors import UserError
 
 CANCEL_SECONDS = 45.0  # a worker gives a run 30
 STOP_SECONDS = 20.0
@@ -66,18 +60,5 @@ def _at_work(client: SyncPrefectClient) -> list[FlowRun]:
     )
 
 
-def main() -> None:
-    argparse.ArgumentParser(
-        prog="python -m flows.down",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
-    try:
-        down()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-
-
 if __name__ == "__main__":
-    main()
+    plain_main(down, __doc__)

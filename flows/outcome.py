@@ -18,6 +18,7 @@ from prefect.states import Failed
 
 from tasks.errors import BUSY, INTERNAL, UNAVAILABLE, UserError
 
+Logger = logging.Logger | logging.LoggerAdapter[Any]
 _PASSING = {UNAVAILABLE, BUSY}
 TIMED_OUT = "TimedOut"
 

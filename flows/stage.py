@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -28,7 +27,7 @@ from prefect.states import Cancelled, Completed
 
 from flows import accelerator
 from flows.artifacts import showing
-from flows.outcome import TIMED_OUT, failed, signal_of, speak_in_words, worth_retrying
+from flows.outcome import TIMED_OUT, Logger, failed, signal_of, speak_in_words, worth_retrying
 from flows.settings import settings
 from flows.supervise import Leash, Stopped, supervise
 from tasks.errors import BUSY
@@ -104,9 +103,7 @@ def _cached(address: str) -> State[None]:
 
 
 @contextmanager
-def _its_turn(
-    address: str, leash: Leash, logger: logging.Logger | logging.LoggerAdapter[Any]
-) -> Iterator[list[int]]:
+def _its_turn(address: str, leash: Leash, logger: Logger) -> Iterator[list[int]]:
     """The turn of a stage that needs the accelerator; yields the descriptors of its lock."""
     if not accelerator.needed_by(address):
         yield []
@@ -119,7 +116,7 @@ def _its_turn(
 class Heard:
     """What the child said, line by line; each goes to the log as it comes."""
 
-    def __init__(self, logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
+    def __init__(self, logger: Logger) -> None:
         self.started = False
         self.exit_code: int | None = None
         self._logger = logger

@@ -9,7 +9,6 @@ recipe.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from datetime import UTC, datetime
@@ -19,15 +18,11 @@ from platform import node
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import (
-    PREFECT_HOME,
-    PREFECT_PROFILES_PATH,
-    temporary_settings,
-)
+from prefect.settings import PREFECT_HOME, PREFECT_PROFILES_PATH, temporary_settings
 
 from flows import dag
-from flows.automation import watch_silence
-from flows.command import healthy
+from flows.automation import end_orphans, watch_silence
+from flows.command import healthy, plain_main
 from flows.deployments import POOL, create_pool, register
 from flows.services import (
     Service,
@@ -63,6 +58,7 @@ def up() -> str:
         create_pool(client)
         names = register(client, phases, Path.cwd())
         watch_silence()
+        end_orphans()
         now = datetime.now(UTC)
         command = prefect("worker", "start", "--pool", POOL, "--name", node())
         if worker.start(command, client_env(url)):
@@ -128,18 +124,5 @@ def _next_steps(base: str, home: Path, names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    argparse.ArgumentParser(
-        prog="python -m flows.up",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
-    try:
-        up()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-
-
 if __name__ == "__main__":
-    main()
+    plain_main(up, __doc__)

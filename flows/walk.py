@@ -23,6 +23,8 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows import accelerator, dag
+from flows.artifacts import try_to_show
+from flows.automation import end_orphans
 from flows.crew import Crew
 from flows.dag import Dag
 from flows.outcome import exit_code, failed, outlive_output, speak_in_words
@@ -63,6 +65,7 @@ def walk(
     outlive_output()
     _end_with_worker()
     logger = get_run_logger()
+    try_to_show(logger, end_orphans)
     try:
         story = dag.load()
         addresses = choose(story)

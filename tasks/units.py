@@ -48,9 +48,11 @@ def show_count(number: float) -> str:
 
 
 def show_bytes(number: float) -> str:
-    """``1_250_000_000`` -> ``"1.25 GB"``."""
-    text = show_count(number).replace("B", "G")
-    return f"{text[:-1]} {text[-1]}B" if text[-1].isalpha() else f"{text} B"
+    """``1_250_000_000`` -> ``"1.25 GB"``, with three significant digits."""
+    for scale, unit in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if number >= scale * 0.9995:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number:.0f} B"
 
 
 def show_seconds(seconds: float) -> str:

@@ -12,7 +12,7 @@ runs/<phase>/              running checkpoints: outside DVC, so that nothing del
 checkpoints/<phase>/       a finished phase, whole
 metrics/<phase>.*          what training logged
 exports/<phase>/           the folder that transformers opens
-evaluation/<phase>.json    every held-out set, raw and EMA
+evaluation/<phase>.*       every held-out set, raw and EMA, and what was generated
 reports/                   what was registered, and the report to read
 """
 
@@ -83,8 +83,14 @@ class Workspace:
     def export(self, phase: str) -> Path:
         return self.root / "exports" / phase
 
-    def evaluation(self, phase: str) -> Path:
-        return self.root / "evaluation" / f"{phase}.json"
+    def evaluation(self, phase: str, what: str = "json") -> Path:
+        """What was measured of a phase: its figures, or what else, such as ``details.json``."""
+        return self.root / "evaluation" / f"{phase}.{what}"
+
+    @property
+    def benchmarks(self) -> Path:
+        """Of the released phase."""
+        return self.root / "evaluation/benchmarks.json"
 
     @property
     def registration(self) -> Path:

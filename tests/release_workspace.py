@@ -232,6 +232,7 @@ def write_export(workspace: Workspace, recipe: Recipe, phase: str, **network: An
     from model import ModelConfig, Transformer
     from tasks.release import export as exporter
     from tasks.release.card_parts import Facts
+    from tasks.release.generation_config import write_generation_config
     from tasks.release.manifest import seal
 
     words = read_json(workspace.tokenizer / "report.json")
@@ -242,7 +243,7 @@ def write_export(workspace: Workspace, recipe: Recipe, phase: str, **network: An
     folder.mkdir(parents=True)
     special = {"eos_token_id": words["eos_id"], "pad_token_id": words["eos_id"]}
     exporter.write_network(folder, model.eval(), special)
-    exporter.write_generation_config(folder, recipe.evaluation.sampling, special)
+    write_generation_config(folder, recipe.evaluation.sampling, special)
     exporter.write_tokenizer(folder, workspace.tokenizer, config.max_seq_len)
     (folder / "README.md").write_text("to be written\n")
     facts = Facts(

@@ -96,7 +96,7 @@ def write_baselines(workspace: Workspace, phase: str) -> None:
         name: {k: {"bits_per_byte": b, "perplexity": 2**b} for k, b in kinds.items()}
         for name in BITS[phase]
     }
-    write_json(workspace.evaluation(phase).with_suffix(".baselines.json"), figures)
+    write_json(workspace.evaluation(phase, "baselines.json"), figures)
 
 
 def write_generation(workspace: Workspace, phase: str) -> None:
@@ -120,7 +120,7 @@ def write_generation(workspace: Workspace, phase: str) -> None:
             "peak_memory_bytes": 123_456_789,
         },
     }
-    write_json(workspace.evaluation(phase).with_suffix(".generation.json"), found)
+    write_json(workspace.evaluation(phase, "generation.json"), found)
 
 
 def write_benchmarks(workspace: Workspace) -> None:

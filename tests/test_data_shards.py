@@ -348,10 +348,10 @@ def test_runs_are_joined_in_buckets_as_in_one(
 
 @pytest.fixture
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("tasks.data.local", "tasks.data.download"):
+    for module in ("tasks.data.formats", "tasks.data.download"):
         monkeypatch.setattr(f"{module}.MOST_BYTES", 1000)
-    monkeypatch.setattr("tasks.data.local.MOST_LINE_BYTES", 4000)
-    monkeypatch.setattr("tasks.data.local._PIECE_BYTES", 300)
+    monkeypatch.setattr("tasks.data.formats.MOST_LINE_BYTES", 4000)
+    monkeypatch.setattr("tasks.data.formats._PIECE_BYTES", 300)
 
 
 @pytest.mark.parametrize("kind", ["lines", "jsonl", "parquet"])

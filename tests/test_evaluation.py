@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +20,21 @@ from tasks.data import documents
 from tasks.errors import NON_FINITE, UserError
 from tasks.evaluation.documents import (
     HeldOutText,
-    documents_path,
     figures,
     held_out_text,
     read_documents,
     sums_of,
 )
-from tasks.evaluation.evaluate import details_path, evaluate, window_stride
+from tasks.evaluation.evaluate import evaluate, window_stride
 from tasks.evaluation.forgetting import forgetting_matrix
-from tasks.evaluation.scoring import DocumentSums, Score, score, score_documents, windows
+from tasks.evaluation.scoring import (
+    DocumentSums,
+    Protocol,
+    Score,
+    score,
+    score_documents,
+    windows,
+)
 from tasks.files import read_json
 from tasks.recipe import Recipe
 from tasks.tokens.text import load_tokenizer
@@ -45,20 +49,12 @@ CONFIG = ModelConfig(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Bigram(nn.Module):
     """A stand-in whose loss of a target depends on the input before it alone, by a table (V, V)."""
 
     def __init__(self, nats: Tensor) -> None:
         super().__init__()
-        self.nats = nats
+        self.nats, self.device = nats, nats.device
 
     def score(
         self, inputs: Tensor, targets: Tensor, documents: Tensor | None
@@ -69,17 +65,24 @@ class Bigram(nn.Module):
         return torch.where(counted, losses, 0.0), hits & counted
 
 
-HOW: dict[str, Any] = {"device": torch.device("cpu"), "autocast": nullcontext, "eos_id": EOS}
+def run(
+    model: Any,
+    tokens: list[int] | np.ndarray,
+    text_bytes: int = 1,
+    batch_size: int = 4,
+    **protocol: Any,
+) -> Score:
+    how = Protocol(**{"seq_len": 8, "stride": 8} | protocol)
+    ids = np.asarray(tokens, dtype=np.uint16)
+    return score(model, ids, text_bytes, how, eos_id=EOS, batch_size=batch_size)
 
 
-def run(model: Any, tokens: list[int] | np.ndarray, text_bytes: int = 1, **options: Any) -> Score:
-    settings = {"seq_len": 8, "stride": 8, "batch_size": 4} | options
-    return score(model, np.asarray(tokens, dtype=np.uint16), text_bytes, **HOW | settings)
-
-
-def of_documents(model: Any, tokens: list[int] | np.ndarray, **options: Any) -> DocumentSums:
-    settings = {"seq_len": 8, "stride": 8, "batch_size": 4} | options
-    return score_documents(model, np.asarray(tokens, dtype=np.uint16), **HOW | settings)
+def of_documents(
+    model: Any, tokens: list[int] | np.ndarray, batch_size: int = 4, **protocol: Any
+) -> DocumentSums:
+    how = Protocol(**{"seq_len": 8, "stride": 8} | protocol)
+    ids = np.asarray(tokens, dtype=np.uint16)
+    return score_documents(model, ids, how, eos_id=EOS, batch_size=batch_size)
 
 
 def network(**changes: Any) -> Transformer:
@@ -310,7 +313,7 @@ def test_every_held_out_set_of_every_source_is_measured_with_both_weights(
     workspace, recipe = finished
     evaluate(workspace, recipe, "phase1")
     figures = read_json(workspace.evaluation("phase1"))
-    details = read_json(details_path(workspace, "phase1"))
+    details = read_json(workspace.evaluation("phase1", "details.json"))
     there = {
         f"{source}/{split}": texts
         for source in recipe.sources
@@ -342,8 +345,8 @@ def test_the_same_weights_give_the_same_bytes(
 ) -> None:
     workspace, recipe = finished
     recipe = changed(recipe, max_tokens=300)
-    paths = [workspace.evaluation("phase1"), details_path(workspace, "phase1")]
-    paths.append(documents_path(workspace, "phase1"))
+    paths = [workspace.evaluation("phase1"), workspace.evaluation("phase1", "details.json")]
+    paths.append(workspace.evaluation("phase1", "documents.npz"))
     evaluate(workspace, recipe, "phase1")
     first = [path.read_bytes() for path in paths]
     evaluate(workspace, recipe, "phase1")
@@ -353,7 +356,7 @@ def test_the_same_weights_give_the_same_bytes(
 def test_a_cap_keeps_whole_documents_and_exact_bytes(finished: tuple[Workspace, Recipe]) -> None:
     workspace, recipe = finished
     evaluate(workspace, changed(recipe, max_tokens=200), "phase1")
-    for name, told in read_json(details_path(workspace, "phase1"))["sets"].items():
+    for name, told in read_json(workspace.evaluation("phase1", "details.json"))["sets"].items():
         source, split = name.split("/")
         texts = [d.text for d in documents.read(workspace.documents / source, split)]
         kept = texts[: told["documents"]]
@@ -396,7 +399,7 @@ def test_what_each_document_cost_is_kept_by_the_name_of_its_text(
 ) -> None:
     workspace, recipe = finished
     evaluate(workspace, recipe, "phase1")
-    arrays = read_documents(documents_path(workspace, "phase1"))
+    arrays = read_documents(workspace.evaluation("phase1", "documents.npz"))
     rows = read_json(workspace.evaluation("phase1"))
     for name, row in rows.items():
         source, split = name.split("/")
@@ -412,9 +415,9 @@ def test_what_each_document_cost_is_kept_by_the_name_of_its_text(
             assert figures_["accuracy"] == sums.correct.sum() / sums.tokens.sum()
     assert sums_of(arrays, "early/test", "no such weights") is None
     assert read_documents(workspace.root / "none.npz") == {}
-    documents_path(workspace, "phase1").write_bytes(b"PK no zip")
+    workspace.evaluation("phase1", "documents.npz").write_bytes(b"PK no zip")
     with pytest.raises(UserError, match=r"damaged(.|\n)*evaluate@phase1"):
-        read_documents(documents_path(workspace, "phase1"))
+        read_documents(workspace.evaluation("phase1", "documents.npz"))
 
 
 def test_a_set_scores_the_same_among_others_and_by_itself(
@@ -441,7 +444,7 @@ def test_a_set_is_known_by_its_text_whatever_tokenizer_reads_it(
     sizes = np.array([d.bytes for d in documents.read(workspace.documents / "early", "test")])
     text = held_out_text(workspace, "early/test", sizes, words)
     evaluate(workspace, recipe, "phase1")
-    told = read_json(details_path(workspace, "phase1"))["sets"]["early/test"]
+    told = read_json(workspace.evaluation("phase1", "details.json"))["sets"]["early/test"]
     assert told["fingerprint"] == text.fingerprint != told["tokens_fingerprint"]
     with pytest.raises(UserError, match=r"different documents(.|\n)*encode@early"):
         held_out_text(workspace, "early/test", sizes + 1, words)
@@ -471,7 +474,7 @@ def test_documents_may_be_scored_alone_as_the_harness_does(
     stream_ = read_json(workspace.evaluation("phase1"))
     evaluate(workspace, changed(recipe, documents="alone"), "phase1")
     alone = read_json(workspace.evaluation("phase1"))
-    details = read_json(details_path(workspace, "phase1"))
+    details = read_json(workspace.evaluation("phase1", "details.json"))
     assert details["protocol"]["alone"] is True
     for name, told in details["sets"].items():
         assert told["tokens_scored"] == told["tokens"] - told["documents"], "no EOS counts"
@@ -502,7 +505,7 @@ def test_the_forgetting_matrix_has_every_phase_on_every_set_with_what_it_changed
     evaluate(workspace, changed(recipe, max_tokens=200), "phase2")
     assert all(c.change is None for c in forgetting_matrix(workspace, recipe)["phase2"].values())
     # an older workspace has no documents
-    documents_path(workspace, "phase1").unlink()
+    workspace.evaluation("phase1", "documents.npz").unlink()
     evaluate(workspace, recipe, "phase2")
     cell = forgetting_matrix(workspace, recipe)["phase2"]["late/test"]
     assert cell.change is None and cell.se is not None

@@ -25,7 +25,7 @@ from tests.places import ROOT
 from tests.test_release_export import (
     CUSTOM,
     TEXT,
-    _alone,  # noqa: F401
+    _quiet,  # noqa: F401
     exported,  # noqa: F401
     network,
     place,

@@ -23,7 +23,6 @@ from tasks.evaluation.bootstrap import paired, paired_mean, standard_error
 from tasks.evaluation.compare import compare, held_out_texts, texts_of_files
 from tasks.evaluation.contestants import at_folder, open_contestant
 from tasks.evaluation.documents import HeldOutText, Protocol
-from tasks.evaluation.evaluate import details_path
 from tasks.files import read_json, write_json
 from tasks.recipe import Recipe
 from tasks.release.export import export
@@ -298,7 +297,9 @@ def test_the_command_says_who_is_better_on_what(
     assert "context of 32 tokens, stride 32" in done.stdout
     for name in ("early/validation", "late/test", "ppl/word A", "ppl/token B", "mean of the sets"):
         assert name in done.stdout
-    told = read_json(details_path(compared[0], "phase1"))["sets"]["late/test"]["fingerprint"]
+    told = read_json(compared[0].evaluation("phase1", "details.json"))["sets"]["late/test"][
+        "fingerprint"
+    ]
     assert told[:12] in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
 

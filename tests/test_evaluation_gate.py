@@ -195,7 +195,7 @@ def test_a_model_that_was_trained_on_held_out_text_is_no_champion(here: Place) -
 
 def test_a_model_that_recites_its_training_text_is_no_champion(here: Place) -> None:
     workspace, recipe = here
-    path = workspace.evaluation("phase1").with_suffix(".generation.json")
+    path = workspace.evaluation("phase1", "generation.json")
     for share, alias in ((0.6, CHALLENGER), (0.1, "champion"), (None, "champion")):
         write_json(path, {"samples": [], "measures": {"ema": {"memorised_share": share}}})
         verdict = decide(workspace, recipe, workspace.export("phase1"), None)

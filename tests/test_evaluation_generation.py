@@ -104,11 +104,9 @@ def test_a_copied_passage_is_found_and_its_share_told():
 @pytest.fixture(scope="module")
 def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny workspace with a phase1 of first weights and an average that is another network."""
-    import torch
 
     from tasks.training import checkpoint
 
-    torch.set_num_threads(1)
     root = Path(shutil.copytree(tiny, tmp_path_factory.mktemp("finished") / "copy"))
     path = root / "params.yaml"
     path.write_text(

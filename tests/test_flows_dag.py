@@ -46,13 +46,13 @@ def test_the_order_is_the_one_in_which_dvc_repro_runs(order: list[str]) -> None:
 def test_a_target_brings_all_it_stands_on_upstream_first_and_no_more(
     order: list[str],
 ) -> None:
-    chosen = dag.stages_for(["train@phase1"])
+    story = dag.load()
+    chosen = story.up_to("train@phase1")
     assert chosen[-1] == "train@phase1"
     assert {"download@stdlib", "dedup", "init", "mix@phase1"} <= set(chosen)
     assert not {"train@phase2", "mix@phase2", "export@phase1", "report"} & set(chosen)
-    graph = dag.load().graph
     for i, stage in enumerate(chosen):
-        assert set(graph.successors(stage)) <= set(chosen[:i])
+        assert set(story.graph.successors(stage)) <= set(chosen[:i])
 
 
 def test_a_name_stands_for_all_its_addresses(order: list[str]) -> None:

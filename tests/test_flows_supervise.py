@@ -55,6 +55,24 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
+def supervisor(folder: Path, call: str) -> subprocess.Popen[str]:
+    """A process that makes this call of ``supervise``, once the command has said that it is ready."""
+    started = subprocess.Popen(
+        python(f"import sys\nfrom flows.supervise import supervise\n{call}"),
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert started.stdout is not None and started.stdout.readline() == "ready\n"
+    return started
+
+
+def kill_9(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
 def test_every_line_of_both_streams_is_heard_in_order() -> None:
     heard: list[str] = []
     code = supervise(
@@ -112,20 +130,11 @@ time.sleep(60)
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_kill_9_of_the_parent_ends_the_whole_family(tmp_path: Path) -> None:
     (tmp_path / "family.py").write_text(FAMILY)
-    code = (
-        "import sys\nfrom flows.supervise import supervise\n"
-        "supervise([sys.executable, 'family.py', '2'], print, grace=0.5)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    parent = subprocess.Popen(
-        python(code), cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
+    call = "supervise([sys.executable, 'family.py', '2'], print, grace=0.5)"
+    parent = supervisor(tmp_path, call)
     pids = family(tmp_path)
     assert all(map(alive, pids))
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
+    kill_9(parent)
     wait_until(lambda: not any(map(alive, pids)))
 
 
@@ -143,18 +152,7 @@ print("ready", flush=True)
 time.sleep(60)
 """
     (tmp_path / "trainer.py").write_text(trainer)
-    code = (
-        "import sys\nfrom flows.supervise import supervise\n"
-        "supervise([sys.executable, 'trainer.py'], print)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    parent = subprocess.Popen(
-        python(code), cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
+    kill_9(supervisor(tmp_path, "supervise([sys.executable, 'trainer.py'], print)"))
     wait_until(lambda: (tmp_path / "checkpoint").exists())
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from model.sampling import SamplingOptions
 from tasks.cli import main
-from tasks.cli.sampling_flags import NAMES
+from tasks.cli.flags import NAMES
 from tests.places import ROOT
 from tests.release_workspace import make_workspace, write_export
 
@@ -432,8 +432,7 @@ def test_sampling_that_cannot_be_in_a_model_names_the_file(folder: Path, tmp_pat
 
 def test_the_recipes_sampling_comes_back_from_the_export(tmp_path: Path) -> None:
     from tasks.recipe import Sampling
-    from tasks.release.export import write_generation_config
-    from tasks.release.generation_config import default_sampling
+    from tasks.release.generation_config import default_sampling, write_generation_config
 
     for values in (
         {},

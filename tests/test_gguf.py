@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +61,12 @@ REOPENED: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _alone() -> Iterator[None]:
+def _quiet() -> None:
+    """No bars and no warnings from transformers."""
     from transformers.utils import logging
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from tests.places import ROOT
 
 CODE = sorted(p for room in ("flows", "tasks", "model") for p in (ROOT / room).rglob("*.py"))
-MLFLOW = {"tasks/registry/mlflow_store.py", "tasks/registry/registered_model.py"}
+MLFLOW = {"mlflow_server.py", "mlflow_runs.py", "mlflow_store.py", "registered_model.py"}
 STANDARD = {
     "collections",
     "contextlib",
@@ -21,6 +21,7 @@ STANDARD = {
     "importlib",
     "itertools",
     "json",
+    "mmap",
 }
 STANDARD |= {"difflib", "math", "numbers", "pathlib", "typing", "types", "abc", "sys", "__future__"}
 
@@ -52,7 +53,9 @@ def test_the_work_knows_neither_prefect_nor_dvc_nor_the_flows() -> None:
 
 
 def test_mlflow_is_touched_in_one_place() -> None:
-    assert {name(p) for p in CODE if "mlflow" in imports(p)} == MLFLOW
+    assert {name(p) for p in CODE if "mlflow" in imports(p)} == {
+        f"tasks/registry/{file}" for file in MLFLOW
+    }
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_no_exception_is_swallowed() -> None:
 
 @pytest.mark.parametrize("path", CODE, ids=name)
 def test_a_file_is_one_idea(path: Path) -> None:
-    assert len(path.read_text("utf-8").splitlines()) <= 350
+    assert len(path.read_text("utf-8").splitlines()) <= 300
     if path.stat().st_size:
         assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), "say what the file is for"
 

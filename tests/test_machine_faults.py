@@ -11,9 +11,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -146,17 +145,41 @@ sys.exit(stage.run(train.train, Path({str(work)!r}), "phase1"))
 
 # F10, F11: disks --------------------------------------------------------------------------------------
 
+
+class Stage(NamedTuple):
+    """A stage of the story: its function is called like its module."""
+
+    module: str
+    argument: str | None
+    out: str
+
+    @property
+    def name(self) -> str:
+        return self.module.rsplit(".", 1)[1]
+
+    def run(self, capsys: pytest.CaptureFixture[str], root: Path) -> tuple[int, str]:
+        function = getattr(importlib.import_module(self.module), self.name)
+        return run_stage(capsys, function, root, self.argument)
+
+    def removed(self, root: Path, place: Path) -> tuple[Path, dict[str, bytes]]:
+        """A copy of a workspace in which its output is missing, and what that held."""
+        copy = Path(shutil.copytree(root, place))
+        whole = contents(copy / self.out)
+        shutil.rmtree(copy / self.out)
+        return copy, whole
+
+
 STAGES = [
-    ("tasks.data.download", "download", "letters", "data/raw/letters"),
-    ("tasks.data.clean", "clean", "letters", "data/clean/letters"),
-    ("tasks.data.dedup", "dedup", None, "data/dedup"),
-    ("tasks.data.split", "split", None, "data/documents"),
-    ("tasks.tokens.tokenizer", "tokenizer", None, "data/tokenizer"),
-    ("tasks.tokens.encode", "encode", "letters", "data/tokens/letters"),
-    ("tasks.tokens.mix", "mix", "phase1", "data/mix/phase1"),
-    ("tasks.training.init", "init", None, "checkpoints/init"),
-    ("tasks.training.train", "train", "phase1", "checkpoints/phase1"),
-    ("tasks.release.export", "export", "phase1", "exports/phase1"),
+    Stage("tasks.data.download", "letters", "data/raw/letters"),
+    Stage("tasks.data.clean", "letters", "data/clean/letters"),
+    Stage("tasks.data.dedup", None, "data/dedup"),
+    Stage("tasks.data.split", None, "data/documents"),
+    Stage("tasks.tokens.tokenizer", None, "data/tokenizer"),
+    Stage("tasks.tokens.encode", "letters", "data/tokens/letters"),
+    Stage("tasks.tokens.mix", "phase1", "data/mix/phase1"),
+    Stage("tasks.training.init", None, "checkpoints/init"),
+    Stage("tasks.training.train", "phase1", "checkpoints/phase1"),
+    Stage("tasks.release.export", "phase1", "exports/phase1"),
 ]
 
 
@@ -168,65 +191,51 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize(("module", "name", "argument", "out"), STAGES, ids=[s[1] for s in STAGES])
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_a_disk_that_is_full_leaves_no_half_output_and_the_next_run_ends_the_same(
     trained: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    module: str,
-    name: str,
-    argument: str | None,
-    out: str,
+    stage: Stage,
 ) -> None:
     """The system refuses the last byte of the stage's largest file (RLIMIT_FSIZE)."""
-    root = Path(shutil.copytree(trained, tmp_path / "work"))
-    whole = contents(root / out)
-    shutil.rmtree(root / out)
-    if name == "train":
+    root, whole = stage.removed(trained, tmp_path / "work")
+    if stage.name == "train":
         shutil.rmtree(root / "runs/phase1")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with quiet_signals():
         resource.setrlimit(resource.RLIMIT_FSIZE, (max(map(len, whole.values())) - 1, hard))
         try:
-            answer = run_stage(capsys, function, root, argument)
+            answer = stage.run(capsys, root)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         refusal(answer, 73, "File too large", "hint: make room", "run the same command again")
-        assert not (root / out).exists()
+        assert not (root / stage.out).exists()
         assert not [path for path in root.rglob("*") if path.name.endswith(".tmp")]
-        if name == "train":
+        if stage.name == "train":
             assert "training goes on" in answer[1], "only the last checkpoint has to be written"
-        code, said = run_stage(capsys, function, root, argument)
+        code, said = stage.run(capsys, root)
     assert code == 0, said
-    same = contents(root / out)
+    same = contents(root / stage.out)
     assert same.keys() == whole.keys()
     clock = ("history.jsonl", "summary.json", "local.json", "manifest.json")  # hold times
     differ = [key for key in whole if same[key] != whole[key] and Path(key).name not in clock]
     assert not differ
 
 
-WITHOUT_HANDLERS = [s for s in STAGES if s[1] != "train"]
+WITHOUT_HANDLERS = [s for s in STAGES if s.name != "train"]
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "argument", "out"), WITHOUT_HANDLERS, ids=[s[1] for s in WITHOUT_HANDLERS]
-)
+@pytest.mark.parametrize("stage", WITHOUT_HANDLERS, ids=lambda stage: stage.name)
 def test_ctrl_c_leaves_no_half_output_and_the_next_run_ends_the_same(
     trained: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    module: str,
-    name: str,
-    argument: str | None,
-    out: str,
+    stage: Stage,
 ) -> None:
     """It comes just before the first file or folder would get its final name."""
-    root = Path(shutil.copytree(trained, tmp_path / "work"))
-    whole = contents(root / out)
-    shutil.rmtree(root / out)
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    root, whole = stage.removed(trained, tmp_path / "work")
 
     def ctrl_c(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -234,12 +243,12 @@ def test_ctrl_c_leaves_no_half_output_and_the_next_run_ends_the_same(
     with monkeypatch.context() as during:
         during.setattr(os, "rename", ctrl_c)
         during.setattr(os, "replace", ctrl_c)
-        code, said = run_stage(capsys, function, root, argument)
+        code, said = stage.run(capsys, root)
     assert code == 130 and "run the same command again to go on" in said
-    assert not (root / out).exists()
+    assert not (root / stage.out).exists()
     assert not [path for path in root.rglob("*") if path.name.endswith(".tmp")]
-    assert run_stage(capsys, function, root, argument)[0] == 0
-    assert contents(root / out) == whole
+    assert stage.run(capsys, root)[0] == 0
+    assert contents(root / stage.out) == whole
 
 
 def in_a_namespace(*arguments: str, prepare: str) -> subprocess.CompletedProcess[str]:

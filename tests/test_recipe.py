@@ -209,5 +209,7 @@ def test_what_is_no_quantity_is_refused(text: Any) -> None:
 def test_figures_are_shown_short() -> None:
     assert show_count(678_000_000) == "678M"
     assert show_count(12) == "12"
-    assert show_bytes(1_250_000_000) == "1.25 GB"
+    assert [show_bytes(n) for n in (0, 999, 12_345, 999_960, 1_250_000_000, 5 * 10**12)] == [
+        "0 B", "999 B", "12.3 kB", "1 MB", "1.25 GB", "5 TB",
+    ]  # fmt: skip
     assert show_seconds(5025) == "1h 23m"

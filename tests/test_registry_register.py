@@ -19,7 +19,10 @@ from tasks.registry import verdicts
 from tasks.registry.mlflow_store import Store, load
 from tasks.registry.pull import pull, resolve
 from tasks.registry.register import register
+from tasks.registry.tracking import sync_all
 from tasks.release.manifest import verify_export
+from tasks.report.report import report
+from tasks.report.runs import open_run
 from tasks.report.summary import summary
 from tasks.workspace import Workspace
 from tests.places import ROOT
@@ -424,3 +427,25 @@ def test_registering_goes_on_where_it_was_stopped_between_alias_and_verdict(
     store = Store(workspace.root)
     assert store.aliases("demo") == {"champion": "1"} and list(store.versions("demo")) == ["1"]
     assert store.versions("demo")["1"]["phasewise.verdict"] == "champion"
+
+
+def test_the_report_of_a_registered_model_is_found_by_its_address(
+    registered: tuple[Workspace, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, recipe = registered
+    monkeypatch.chdir(workspace.root)
+    with pytest.raises(UserError, match="MLflow has no report of version 1 of demo") as caught:
+        open_run(URI, tmp_path)
+    assert caught.value.exit_code == NO_INPUT
+    report(workspace, recipe)
+    sync_all(workspace, recipe)  # as the stage does where PHASEWISE_TRACK is on
+    found = open_run(URI, tmp_path).facts
+    assert found == open_run(str(workspace.root), tmp_path).facts
+    assert found["registration"]["version"] == "1"
+    before = workspace.registration.read_bytes()
+    workspace.registration.write_bytes(before.replace(b'"version": "1"', b'"version": "2"'))
+    report(workspace, recipe)
+    sync_all(workspace, recipe)
+    workspace.registration.write_bytes(before)
+    with pytest.raises(UserError, match="its pipeline's is of version 2 now"):
+        open_run(URI, tmp_path)

@@ -26,7 +26,9 @@ from tasks.recipe import Recipe
 from tasks.registry import lineage, provenance, system_metrics, tracking
 from tasks.registry.feed import Tail, points
 from tasks.registry.local_store import move_along
-from tasks.registry.mlflow_store import BATCH, Store, TrackingError
+from tasks.registry.mlflow_runs import BATCH
+from tasks.registry.mlflow_server import TrackingError
+from tasks.registry.mlflow_store import Store
 from tasks.workspace import Workspace
 from tests.places import ROOT
 from tests.release_workspace import (

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +67,12 @@ CUSTOM: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _alone() -> Iterator[None]:
-    """One thread, which is faster for networks this small, and no bars from transformers."""
+def _quiet() -> None:
+    """No bars and no warnings from transformers."""
     from transformers.utils import logging
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from model.decoder import Decoder
 from model.generate import generate
 from model.quantized import GROUP, Int4Linear, Int8Linear
 from tasks.errors import UserError
-from tasks.release.quantize import compare, perplexity_loss, quantize, weight_bytes
+from tasks.release.quantize import compare, quantize, score_texts, weight_bytes
 from tests.corpus import story
 from tests.release_workspace import write_tokenizer
 from tests.test_model_strategies import lively_model, one_thread  # noqa: F401
@@ -93,7 +93,7 @@ def test_what_quantizing_costs_is_told_kind_by_kind(tmp_path):
     assert half.bits_per_byte == pytest.approx(plain.bits_per_byte, rel=0.02)
     assert int8.bits_per_byte == pytest.approx(plain.bits_per_byte, rel=0.05)
     assert int4.bits_per_byte != int8.bits_per_byte
-    assert plain.bits_per_byte == perplexity_loss(network, tokenizer, texts).bits_per_byte
+    assert plain.bits_per_byte == score_texts(network, tokenizer, texts).bits_per_byte
     with pytest.raises(UserError, match="no text"):
         compare(network, tokenizer, [])
     with pytest.raises(UserError, match="do not belong together"):

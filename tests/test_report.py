@@ -23,7 +23,7 @@ from tasks.files import read_json, write_json
 from tasks.ledger import Ledger, read_ledgers, write_ledgers
 from tasks.recipe import Recipe
 from tasks.release.export import add_evaluation
-from tasks.report.account import ledger_summary, read_account, show_bytes
+from tasks.report.account import ledger_summary, read_account
 from tasks.report.curves import read_all
 from tasks.report.facts import gather, read_report
 from tasks.report.markdown import markdown
@@ -177,7 +177,7 @@ def test_hostile_text_of_corpus_and_model_is_shown_as_text(
     finished: tuple[Workspace, Recipe],
 ) -> None:
     workspace = finished[0]
-    path = workspace.evaluation("phase2").with_suffix(".generation.json")
+    path = workspace.evaluation("phase2", "generation.json")
     write_json(path, {"samples": [{"prompt": HOSTILE, "text": HOSTILE, "weights": "ema"}]})
     path = workspace.clean("stdlib") / "ledger.json"
     [book] = read_ledgers(path)
@@ -432,9 +432,3 @@ def test_a_chart_of_one_value_can_be_drawn_and_one_of_none_cannot() -> None:
     ElementTree.fromstring(standalone(chart([Line("one", [5], [0.0])], "t", "x", "y")))
     with pytest.raises(ValueError, match="no points"):
         chart([Line("none", [1], [math.inf])], "t", "x", "y")
-
-
-def test_bytes_are_shown_with_their_unit() -> None:
-    assert [show_bytes(n) for n in (0, 999, 12_345, 999_960, 12_345_678, 5 * 10**12)] == [
-        "0 B", "999 B", "12.3 kB", "1 MB", "12.3 MB", "5 TB",
-    ]  # fmt: skip

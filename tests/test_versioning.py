@@ -275,20 +275,20 @@ def test_two_repro_at_once_and_a_killed_dvc_lose_nothing(project: Path, tmp_path
 def test_a_killed_parent_that_the_kernel_reports_twice_asks_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from tasks.training import trainer
+    from tasks.training import leaving
 
     def exit_at_once(code: int) -> None:
         raise SystemExit(code)
 
     monkeypatch.setattr(os, "_exit", exit_at_once)
-    asked = trainer.Trainer.__new__(trainer.Trainer)
-    asked.leaving, asked.leaving_since = 0, 0.0
-    asked._leave(signal.SIGTERM, None)
-    asked._leave(signal.SIGTERM, None)
-    assert asked.leaving == signal.SIGTERM
-    asked.leaving_since -= 2 * trainer.ONE_DEATH_SECONDS
+    asked = leaving.Leaving.__new__(leaving.Leaving)
+    asked._signal, asked._since = 0, 0.0
+    asked._hear(signal.SIGTERM, None)
+    asked._hear(signal.SIGTERM, None)
+    assert asked._signal == signal.SIGTERM
+    asked._since -= 2 * leaving.ONE_DEATH_SECONDS
     with pytest.raises(SystemExit, match="143"):
-        asked._leave(signal.SIGTERM, None)
+        asked._hear(signal.SIGTERM, None)
 
 
 def wait_for(condition: object, seconds: float = 60.0) -> None:

@@ -30,7 +30,7 @@ from tasks.cli import (
     registry,
     report,
 )
-from tasks.cli.sampling_flags import PanelCommand
+from tasks.cli.flags import PanelCommand
 from tasks.errors import UserError, from_system
 from tasks.telemetry import quiet_telemetry
 

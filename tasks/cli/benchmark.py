@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tasks.cli.flags import Device, Json
 from tasks.errors import UserError
 
 
@@ -31,8 +32,8 @@ def benchmark(
         int | None, typer.Option(help="Examples of each task; all by default.", min=1)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Requests at once.", min=1)] = 16,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
     out: Annotated[
         Path | None, typer.Option(help="Also write the JSON to this file.", metavar="FILE")
     ] = None,
@@ -51,7 +52,7 @@ def benchmark(
             where="--task",
             hint=here or "such as --task lambada_openai; `lm_eval ls tasks` lists all",
         )
-    sampler = Sampler.open(resolve(model), device=device)  # type: ignore[arg-type]
+    sampler = Sampler.open(resolve(model), device=device)
     results = run(sampler, task, tasks_from, limit=limit, batch_size=batch_size)
     record = {result.task: result.record() for result in results}
     if out is not None:

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tasks.cli import sampling_flags as sampling
+from tasks.cli.flags import (
+    INPUT,
+    Device,
+    Dtype,
+    Quantize,
+    given_sampling,
+    panel,
+    takes_sampling,
+)
 from tasks.cli.generate import sampling_options
-from tasks.cli.sampling_flags import INPUT, SPEED, panel
 
 if TYPE_CHECKING:
     from model.sampling import SamplingOptions
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from tasks.release.sampler import Sampler
 
 
+@takes_sampling
 def chat(
     context: typer.Context,
     model: Annotated[
@@ -47,26 +55,9 @@ def chat(
             metavar="TEXT",
         ),
     ] = "plain",
-    max_new_tokens: sampling.MaxNewTokens = None,
-    temperature: sampling.Temperature = None,
-    final_temperature: sampling.FinalTemperature = None,
-    temperature_power: sampling.TemperaturePower = None,
-    top_k: sampling.TopK = None,
-    top_p: sampling.TopP = None,
-    min_p: sampling.MinP = None,
-    repetition_penalty: sampling.RepetitionPenalty = None,
-    frequency_penalty: sampling.FrequencyPenalty = None,
-    presence_penalty: sampling.PresencePenalty = None,
-    no_repeat_ngram_size: sampling.NoRepeatNgramSize = None,
-    stop: sampling.Stop = None,
-    seed: sampling.Seed = None,
-    dtype: Annotated[Literal["fp32", "bf16"], panel(SPEED, "Of weights and arithmetic.")] = "fp32",
-    quantize: Annotated[
-        Literal["int8", "int4"] | None, panel(SPEED, "Weights as small integers, on the CPU.")
-    ] = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"], panel(SPEED, "auto: PHASEWISE_DEVICE, or the best.")
-    ] = "auto",
+    dtype: Dtype = "fp32",
+    quantize: Quantize = None,
+    device: Device = "auto",
 ) -> None:
     """Write a text with a trained model, turn by turn; with two, side by side.
 
@@ -76,7 +67,7 @@ def chat(
     from tasks.cli.transcript import Template
 
     written = Template.of(template)
-    given = sampling.given_sampling({"draft_tokens": None, **context.params})
+    given = given_sampling(context.params)
     sampling_options({}, given)
     from tasks.registry.pull import resolve
     from tasks.release.generation_config import default_sampling

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tasks.cli.flags import Json
 from tasks.errors import NO_INPUT, UserError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def compare(
     level: Annotated[
         float, typer.Option(help="A difference with p below it is no noise.", metavar="<float>")
     ] = 0.05,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare two models on the same documents, by bits per byte, with a paired bootstrap."""
     from tasks.evaluation import compare as work

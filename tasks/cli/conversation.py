@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from model.sampling import SamplingOptions
+from tasks.cli.flags import NAMES
 from tasks.cli.pieces import Piece
 from tasks.cli.samples import tell_cut
-from tasks.cli.sampling_flags import NAMES
 from tasks.cli.screen import Screen
 from tasks.cli.speaker import Speaker
 from tasks.cli.transcript import Template, Transcript, Turn

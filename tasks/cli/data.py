@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tasks.cli.flags import Json
 from tasks.cli.project import load_recipe, project_root
 from tasks.errors import UserError, unknown_name
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from tasks.tokens.trace import Found, Trace, Tracer
 
 app = typer.Typer(help="Look into the data that phases are trained on.", no_args_is_help=True)
-Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
 @app.command()

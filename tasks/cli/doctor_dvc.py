@@ -156,7 +156,8 @@ def sources(root: Path) -> Iterator[Finding]:
 
 def registry(root: Path) -> Iterator[Finding]:
     """Is what reports/registration.json names in the registry of this machine?"""
-    from tasks.registry.mlflow_store import EXPORT, Store, TrackingError
+    from tasks.registry.mlflow_server import TrackingError
+    from tasks.registry.mlflow_store import EXPORT, Store
     from tasks.registry.provenance import local_database, shown_uri
 
     record = Workspace(root).registration

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tasks.cli import sampling_flags as sampling
+from tasks.cli.flags import (
+    INPUT,
+    OUTPUT,
+    SPEED,
+    Device,
+    Dtype,
+    Quantize,
+    given_sampling,
+    panel,
+    takes_sampling,
+)
 from tasks.cli.prompts import read_prompts
-from tasks.cli.sampling_flags import INPUT, OUTPUT, SPEED, panel
 from tasks.errors import UserError
 
 if TYPE_CHECKING:
     from model.sampling import SamplingOptions
+    from tasks.release.sampler import Sampler
 
 
+@takes_sampling
 def generate(
     context: typer.Context,
     model: Annotated[
@@ -47,31 +58,16 @@ def generate(
     head: Annotated[
         int | None, panel(OUTPUT, "The only one in the picture, from 0.", min=0, metavar="<int>")
     ] = None,
-    max_new_tokens: sampling.MaxNewTokens = None,
-    temperature: sampling.Temperature = None,
-    final_temperature: sampling.FinalTemperature = None,
-    temperature_power: sampling.TemperaturePower = None,
-    top_k: sampling.TopK = None,
-    top_p: sampling.TopP = None,
-    min_p: sampling.MinP = None,
-    repetition_penalty: sampling.RepetitionPenalty = None,
-    frequency_penalty: sampling.FrequencyPenalty = None,
-    presence_penalty: sampling.PresencePenalty = None,
-    no_repeat_ngram_size: sampling.NoRepeatNgramSize = None,
-    stop: sampling.Stop = None,
-    seed: sampling.Seed = None,
     batch_size: Annotated[int, panel(SPEED, "Samples drawn at once.", min=1, metavar="<int>")] = 8,
-    dtype: Annotated[Literal["fp32", "bf16"], panel(SPEED, "Of weights and arithmetic.")] = "fp32",
-    quantize: Annotated[
-        Literal["int8", "int4"] | None, panel(SPEED, "Weights as small integers, on the CPU.")
-    ] = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"], panel(SPEED, "auto: PHASEWISE_DEVICE, or the best.")
-    ] = "auto",
+    dtype: Dtype = "fp32",
+    quantize: Quantize = None,
+    device: Device = "auto",
     draft: Annotated[
         str | None, panel(SPEED, "A smaller model that proposes tokens.", metavar="MODEL")
     ] = None,
-    draft_tokens: sampling.DraftTokens = None,
+    draft_tokens: Annotated[
+        int | None, panel(SPEED, "Tokens that the draft proposes at once.")
+    ] = None,
     compiled: Annotated[
         bool,
         panel(SPEED, "Compile one token's step, on the CPU, with --batch-size 1.", "--compile"),
@@ -80,7 +76,7 @@ def generate(
 ) -> None:
     """Continue prompts with a trained model."""
     _check_together(context.params)
-    given = sampling.given_sampling(context.params)
+    given = given_sampling(context.params)
     sampling_options({}, given)
     texts = [] if interactive else read_prompts(prompt, prompt_file)
     texts = [text for text in texts for _ in range(num_samples)]
@@ -100,14 +96,7 @@ def generate(
         open_session([(model, sampler)], options, num_samples=num_samples, speed=speed).run()
         return
     if attention:
-        from tasks.release.attention_picture import check_picture
-
-        if len(texts) != 1:
-            raise UserError(
-                f"--attention draws one text, not {len(texts)}",
-                hint="give one --prompt and one sample",
-            )
-        check_picture(attention, sampler.network.config, layer, head)
+        _check_attention(attention, len(texts), sampler, layer, head)
     printer = Printer(sampler, len(texts), as_json, speed)
     if stream:
         options = seeded(options)
@@ -142,6 +131,19 @@ _APART = (
     ("stream", "as_json"),
 )
 _NEEDS = (("draft_tokens", "draft"), ("layer", "attention"), ("head", "attention"))
+
+
+def _check_attention(
+    picture: Path, texts: int, sampler: Sampler, layer: int | None, head: int | None
+) -> None:
+    """Raise UserError where there are more texts than one, or no such layer, head or format."""
+    from tasks.release.attention_picture import check_picture
+
+    if texts != 1:
+        raise UserError(
+            f"--attention draws one text, not {texts}", hint="give one --prompt and one sample"
+        )
+    check_picture(picture, sampler.network.config, layer, head)
 
 
 def _flag(name: str) -> str:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tasks.cli.conversation import Conversation
+from tasks.cli.flags import NAMES
 from tasks.cli.looking import show_attention, show_drawn, show_next
 from tasks.cli.prompt_line import prepare, read_line
 from tasks.cli.samples import visible
-from tasks.cli.sampling_flags import NAMES
 from tasks.cli.sampling_values import parse, shown
 from tasks.cli.screen import LEVELS
 from tasks.cli.transcript import Template

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tasks.cli.flags import Json
 from tasks.cli.project import load_recipe, project_root
 from tasks.errors import UserError, unknown_name
 
@@ -19,7 +20,7 @@ def lr_find(
     min_lr: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 1e-6,
     max_lr: Annotated[float, typer.Option(help="Learning rate of the last step.")] = 1.0,
     steps: Annotated[int, typer.Option(min=20, help="Steps at most.")] = 100,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Raise the learning rate step by step and see where the loss falls and where it breaks."""
     from tasks.training.lr_finder import find_lr

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tasks.cli.flags import Json
 from tasks.cli.project import load_recipe, project_root
 from tasks.cli.recipes import recipe_path
 from tasks.errors import BAD_DATA, UserError
@@ -36,7 +37,7 @@ def profile(
     measure: Annotated[
         bool, Option("--measure", help="Train a few steps in a child and show its peak.")
     ] = False,
-    as_json: Annotated[bool, Option("--json", help="As JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Parameters, FLOPs a token and memory of a network, by part."""
     if precision not in PRECISIONS:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tasks.cli.flags import Json
 from tasks.errors import BAD_DATA, NO_INPUT, UserError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def quantize(
     tokens: Annotated[
         int, typer.Option(help="Of the text at most.", min=2, metavar="<int>")
     ] = 16_384,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare a model in fp32, bf16, int8 and int4 on the CPU: size, quality lost, speed."""
     from tasks.registry.pull import resolve

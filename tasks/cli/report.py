@@ -20,8 +20,8 @@ def report(
         list[str] | None,
         typer.Argument(
             metavar="RUN...",
-            help="The folder of a run, a report.json, or a git revision of this project; "
-            "default: this project.",
+            help="The folder of a run, a report.json, models:/<name>@<alias>, or a git revision of "
+            "this project; default: this project.",
         ),
     ] = None,
     compare: Annotated[
@@ -37,6 +37,7 @@ def report(
     ] = True,
 ) -> None:
     """Write the report of a run, or a comparison of runs, as one file to read or to send."""
+    from tasks.registry.pull import SCHEME
     from tasks.report.runs import open_run, open_runs
 
     names = runs or []
@@ -47,7 +48,8 @@ def report(
         )
     if not compare and len(names) > 1:
         raise UserError(f"{len(names)} runs are a comparison", hint="add --compare")
-    root = Path.cwd() if names and all(Path(name).exists() for name in names) else project_root()
+    elsewhere = [name for name in names if Path(name).exists() or name.startswith(SCHEME)]
+    root = Path.cwd() if names and elsewhere == names else project_root()
     if compare:
         if len(names) < 2:
             root = project_root()

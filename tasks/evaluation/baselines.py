@@ -11,7 +11,6 @@ learnt less than a table of counts.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,14 +50,9 @@ def baselines(workspace: Workspace, recipe: Recipe, phase: str) -> None:
                 "perplexity": result.perplexity,
                 "training_tokens": len(tokens),
             }
-    write_json(baselines_path(workspace, phase), figures)
+    write_json(workspace.evaluation(phase, "baselines.json"), figures)
     print(f"    counted from {show_count(len(tokens))} tokens")
     print(table(figures))
-
-
-def baselines_path(workspace: Workspace, phase: str) -> Path:
-    """evaluation/<phase>.baselines.json."""
-    return workspace.evaluation(phase).with_suffix(".baselines.json")
 
 
 def together(parts: list[Drawn]) -> tuple[np.ndarray, np.ndarray]:

@@ -87,7 +87,7 @@ def benchmark(workspace: Workspace, recipe: Recipe) -> None:
         sampler = Sampler.open(workspace.export(recipe.release.phase), device="auto")
         results = run(sampler, plan.tasks, folder, limit=plan.limit)
     write_json(
-        workspace.root / "evaluation/benchmarks.json",
+        workspace.benchmarks,
         {result.task: result.record() for result in results},
     )
     print(table(results) if results else "    none: evaluation.benchmarks.tasks is empty")

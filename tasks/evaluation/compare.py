@@ -20,7 +20,8 @@ from tasks.errors import BAD_DATA, NO_INPUT, UserError, unknown_name
 from tasks.evaluation import documents
 from tasks.evaluation.bootstrap import Difference, paired, paired_mean
 from tasks.evaluation.contestants import Contestant, facts_of, protocol_between, sums_on
-from tasks.evaluation.documents import HeldOutText, Protocol, held_out_text
+from tasks.evaluation.documents import HeldOutText, held_out_text
+from tasks.evaluation.scoring import Protocol
 from tasks.workspace import Workspace
 
 if TYPE_CHECKING:

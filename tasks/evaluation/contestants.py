@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import BAD_DATA, NO_INPUT, UserError, unknown_name
 from tasks.evaluation import documents
-from tasks.evaluation.documents import HeldOutText, Protocol
+from tasks.evaluation.documents import HeldOutText
+from tasks.evaluation.scoring import Protocol
 from tasks.files import read_json, sha256_file
 from tasks.workspace import Workspace
 
@@ -130,7 +131,7 @@ def sums_on(
     fits = bool(details) and documents.protocol_of(details) == protocol
     arrays: dict[str, Any] = {}
     if phase and fits:
-        arrays = documents.read_documents(workspace.evaluation(phase).with_suffix(".documents.npz"))
+        arrays = documents.read_documents(workspace.evaluation(phase, "documents.npz"))
     found: dict[str, DocumentSums] = {}
     notes = []
     for text in texts:

@@ -25,22 +25,12 @@ from numpy.typing import NDArray
 from tasks.data import documents
 from tasks.errors import BAD_DATA, UserError
 from tasks.evaluation.bootstrap import standard_error
-from tasks.evaluation.scoring import DocumentSums
+from tasks.evaluation.scoring import DocumentSums, Protocol
 from tasks.files import atomic_file
 from tasks.tokens.text import TextTokenizer
 from tasks.workspace import Workspace
 
 MOST_NATS_A_WORD = 700.0  # beyond it exp() is no float: text without white space
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How the tokens of a set are scored; figures are put side by side under one protocol alone."""
-
-    seq_len: int
-    stride: int
-    document_mask: bool = False
-    alone: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,20 +93,14 @@ def figures(sums: DocumentSums, text: HeldOutText) -> dict[str, float]:
     ``bits_per_byte_se`` is missing for a set of one document, ``word_perplexity`` where a word
     costs more than exp() can say.
     """
-    nats, tokens = float(sums.nats.sum()), int(sums.tokens.sum())
-    loss, size, words = nats / tokens, int(text.bytes.sum()), int(text.words.sum())
-    found = {"bits_per_byte": nats / math.log(2) / size if size else math.inf}
-    if size and (se := standard_error(sums.nats, text.bytes)) is not None:
+    whole, words = sums.total(int(text.bytes.sum())), int(text.words.sum())
+    found = {"bits_per_byte": whole.bits_per_byte}
+    if whole.text_bytes and (se := standard_error(sums.nats, text.bytes)) is not None:
         found["bits_per_byte_se"] = se
-    found["perplexity"] = math.exp(loss) if loss < 700 else math.inf
-    if words and nats / words < MOST_NATS_A_WORD:
-        found["word_perplexity"] = math.exp(nats / words)
-    return found | {"loss": loss, "accuracy": int(sums.correct.sum()) / tokens}
-
-
-def documents_path(workspace: Workspace, phase: str) -> Path:
-    """evaluation/<phase>.documents.npz."""
-    return workspace.evaluation(phase).with_suffix(".documents.npz")
+    found["perplexity"] = whole.perplexity
+    if words and whole.loss_sum / words < MOST_NATS_A_WORD:
+        found["word_perplexity"] = math.exp(whole.loss_sum / words)
+    return found | {"loss": whole.loss, "accuracy": whole.accuracy}
 
 
 def write_documents(

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 from tasks import stage
 from tasks.errors import NO_INPUT, NON_FINITE, UserError
 from tasks.evaluation import documents
-from tasks.evaluation.documents import HeldOutText, Protocol, documents_path, held_out_text
-from tasks.evaluation.headline import headline, headline_path
+from tasks.evaluation.documents import HeldOutText, held_out_text
+from tasks.evaluation.headline import headline
+from tasks.evaluation.scoring import Protocol
 from tasks.files import fingerprint, read_json, write_json
 from tasks.progress import Progress, progress
 from tasks.recipe import Recipe
@@ -74,9 +74,9 @@ def evaluate(workspace: Workspace, recipe: Recipe, phase: str) -> None:
                 sums[name, weights] = score_set(network, held_out.tokens, protocol, eos_id, shown)
                 row = documents.figures(sums[name, weights], texts[name])
                 figures[name][weights] = finite(row, f"{name} ({weights})")
-    documents.write_documents(documents_path(workspace, phase), texts.values(), sums)
+    documents.write_documents(workspace.evaluation(phase, "documents.npz"), texts.values(), sums)
     write_json(
-        details_path(workspace, phase),
+        workspace.evaluation(phase, "details.json"),
         {
             "version": VERSION,
             "phase": phase,
@@ -92,7 +92,7 @@ def evaluate(workspace: Workspace, recipe: Recipe, phase: str) -> None:
         },
     )
     write_json(workspace.evaluation(phase), figures)
-    write_json(headline_path(workspace, phase), headline(figures))
+    write_json(workspace.evaluation(phase, "bits_per_byte.json"), headline(figures))
     print(f"{table(figures)}\n    {documents.described(protocol)}; ± one standard error")
 
 
@@ -153,11 +153,6 @@ def window_stride(recipe: Recipe, phase: str) -> int:
     return stride or seq_len
 
 
-def details_path(workspace: Workspace, phase: str) -> Path:
-    """evaluation/<phase>.details.json."""
-    return workspace.evaluation(phase).with_suffix(".details.json")
-
-
 def score_set(
     network: Transformer,
     tokens: NDArray[np.integer],
@@ -168,15 +163,9 @@ def score_set(
     """The sums of each document of a set's tokens (N,), where the network is."""
     from tasks.evaluation.scoring import score_documents
 
+    rows = max(1, settings().micro_batch_tokens // protocol.seq_len)
     return score_documents(
-        network,
-        tokens,
-        batch_size=max(1, settings().micro_batch_tokens // protocol.seq_len),
-        device=network.device,
-        autocast=nullcontext,
-        eos_id=eos_id,
-        advance=shown.advance,
-        **asdict(protocol),
+        network, tokens, protocol, eos_id=eos_id, batch_size=rows, advance=shown.advance
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.evaluation.bootstrap import Difference, paired
-from tasks.evaluation.documents import documents_path, protocol_of, read_documents, sums_of
+from tasks.evaluation.documents import protocol_of, read_documents, sums_of
 from tasks.files import read_json
 from tasks.recipe import Recipe
 from tasks.workspace import Workspace
@@ -65,12 +65,11 @@ class _Evaluated:
 
     @classmethod
     def of(cls, workspace: Workspace, phase: str, wanted: str) -> _Evaluated:
-        path = workspace.evaluation(phase)
-        details = path.with_suffix(".details.json")
+        details = workspace.evaluation(phase, "details.json")
         return cls(
-            read_json(path),
+            read_json(workspace.evaluation(phase)),
             read_json(details) if details.exists() else {},
-            read_documents(documents_path(workspace, phase)),
+            read_documents(workspace.evaluation(phase, "documents.npz")),
             wanted,
         )
 

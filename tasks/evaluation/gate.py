@@ -170,7 +170,7 @@ def _leak(workspace: Workspace, recipe: Recipe) -> str | None:
 
 def _recites(workspace: Workspace, gate: Gate, manifest: dict[str, Any]) -> str | None:
     """What the generation stage found of training text in the model's samples, where it ran."""
-    path = workspace.evaluation(manifest["phase"]).with_suffix(".generation.json")
+    path = workspace.evaluation(manifest["phase"], "generation.json")
     if not path.exists():
         return None
     measures = read_json(path)["measures"]

@@ -16,7 +16,6 @@ such spans of the samples.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import stage
@@ -73,16 +72,11 @@ def generate(workspace: Workspace, recipe: Recipe, phase: str) -> None:
     about = {"samples": plan.samples, "sample_tokens": plan.sample_tokens,
              "memorised_span": span, "distinct_tokens": same}  # fmt: skip
     write_json(
-        generation_path(workspace, phase),
+        workspace.evaluation(phase, "generation.json"),
         {"samples": samples, "measures": measures, "settings": about, "speed": speed},
     )
     print(table(measures, span))
     print(f"    {show_speed(speed)}")
-
-
-def generation_path(workspace: Workspace, phase: str) -> Path:
-    """evaluation/<phase>.generation.json."""
-    return workspace.evaluation(phase).with_suffix(".generation.json")
 
 
 def draw(network: Transformer, tokenizer: TextTokenizer, recipe: Recipe) -> Iterator[Sample]:

@@ -9,16 +9,8 @@ The file names the phase and the unit, its keys the set and the weights, so that
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-
-from tasks.workspace import Workspace
 
 Headline = dict[str, dict[str, float]]  # set -> weights -> bits per byte
-
-
-def headline_path(workspace: Workspace, phase: str) -> Path:
-    """evaluation/<phase>.bits_per_byte.json."""
-    return workspace.evaluation(phase).with_suffix(".bits_per_byte.json")
 
 
 def headline(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Headline:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,11 +28,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    import torch
-
     from model import Transformer
 
 IGNORED = -100  # torch's mark of a target that counts for nothing
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a stream is scored; figures are put side by side under one protocol alone."""
+
+    seq_len: int
+    """Tokens that the model sees at once."""
+    stride: int
+    """Tokens from one window to the next, at most ``seq_len``."""
+    document_mask: bool = False
+    """Tokens see their own document only, as in training with such a mask."""
+    alone: bool = False
+    """Each document by itself, its EOS not counted; ``document_mask`` says nothing then."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,11 @@ class DocumentSums(NamedTuple):
     tokens: NDArray[np.int64]
     correct: NDArray[np.int64]
 
+    def total(self, text_bytes: int) -> Score:
+        """The sums over all of them, which hold ``text_bytes`` of text."""
+        whole = (self.nats.sum().item(), self.tokens.sum().item(), self.correct.sum().item())
+        return Score(*whole, text_bytes)
+
 
 class Window(NamedTuple):
     """Inputs ``start`` to ``stop`` of a stream, of which ``scored`` to ``stop`` count."""
@@ -112,28 +129,28 @@ def document_windows(ends: NDArray[np.int64], seq_len: int, stride: int) -> Iter
     return iter(sorted(found, key=lambda window: (window.stop - window.start, window)))
 
 
-def score(model: Transformer, tokens: NDArray[np.integer], text_bytes: int, **how: Any) -> Score:
+def score(
+    model: Transformer,
+    tokens: NDArray[np.integer],
+    text_bytes: int,
+    protocol: Protocol,
+    **how: Any,
+) -> Score:
     """Score a stream as a whole: the sums of `score_documents`, which says what ``how`` may be.
 
     ``text_bytes``: UTF-8 bytes of the text that the tokens came from.
     """
-    sums = score_documents(model, tokens, **how)
-    whole = (sums.nats.sum().item(), sums.tokens.sum().item(), sums.correct.sum().item())
-    return Score(*whole, text_bytes)
+    return score_documents(model, tokens, protocol, **how).total(text_bytes)
 
 
 def score_documents(
     model: Transformer,
     tokens: NDArray[np.integer],
+    protocol: Protocol,
     *,
-    seq_len: int,
-    stride: int,
-    batch_size: int,
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager[object]],
     eos_id: int,
-    document_mask: bool = False,
-    alone: bool = False,
+    batch_size: int,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     advance: Callable[[int], object] | None = None,
 ) -> DocumentSums:
     """Score ``tokens`` (N,), a stream of documents that each end in ``eos_id``.
@@ -142,28 +159,25 @@ def score_documents(
     and the model is left in the mode it came in. What stands after the last EOS is a document too.
 
     Args:
-        seq_len: tokens that the model sees at once.
-        stride: tokens from one window to the next, at most ``seq_len``.
         batch_size: windows of one forward pass.
-        autocast: makes the context of a forward pass; ``nullcontext`` for the weights' own dtype.
-        document_mask: tokens see their own document only, as in training with such a mask.
-        alone: each document by itself, its EOS not counted; ``document_mask`` says nothing then.
+        autocast: makes the context of a forward pass; by default the weights' own dtype.
         advance: called with the number of tokens scored by each pass.
 
-    Raises ValueError for an empty stream or a stride beyond ``seq_len``, and where documents are
+    Raises ValueError for an empty stream or a stride beyond the seq_len, and where documents are
     scored alone and the last has no EOS.
     """
     import torch
 
     if not len(tokens):
         raise ValueError("there is no token to score")
-    if alone and tokens[-1] != eos_id:
+    if protocol.alone and tokens[-1] != eos_id:
         raise ValueError("the last document does not end in an EOS")
     ends = document_ends(tokens, eos_id)
+    seq_len, stride, alone = protocol.seq_len, protocol.stride, protocol.alone
     cut = (
         document_windows(ends, seq_len, stride) if alone else windows(len(tokens), seq_len, stride)
     )
-    masked = document_mask and not alone
+    masked, device = protocol.document_mask and not alone, model.device
     nats, correct = np.zeros(len(ends)), np.zeros(len(ends), np.int64)
     training = model.training
     model.eval()

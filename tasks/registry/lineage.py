@@ -21,9 +21,10 @@ from tasks.errors import NO_INPUT, UserError
 from tasks.files import fingerprint, read_json, sha256_file
 from tasks.recipe import Recipe
 from tasks.registry import provenance
-from tasks.registry.mlflow_store import NOTE, RUN_KEY, Store
-from tasks.report.account import Account, read_account, show_bytes, words
-from tasks.units import show_count
+from tasks.registry.mlflow_runs import NOTE, RUN_KEY
+from tasks.registry.mlflow_store import Store
+from tasks.report.account import Account, read_account, words
+from tasks.units import show_bytes, show_count
 from tasks.workspace import Workspace
 
 EXPERIMENT_NOTE = (
@@ -34,9 +35,10 @@ EXPERIMENT_NOTE = (
 )
 FILES = "mlflow.phasewise.files"  # artifact -> the beginning of its SHA-256; "mlflow.": not shown
 DVC, LEDGER = "phasewise.dvc", "phasewise.ledger"  # of a version, as JSON
+PIPELINE = "phasewise.pipeline_run_id"  # of a version
+REPORT = "report.json"
 PAGE = "#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
-EVALUATION = (".json", ".details.json", ".documents.npz", ".generation.json", ".baselines.json")
-BENCHMARKS = "benchmarks.json"
+EVALUATION = ("json", "details.json", "documents.npz", "generation.json", "baselines.json")
 _NOT_TRAINED = ("description", "evaluation", "release")  # what changes no weight
 
 
@@ -75,8 +77,7 @@ def keep(store: Store, run_id: str, files: dict[Path, str]) -> list[str]:
 
     Returns the names of those that were sent.
     """
-    known = json.loads(store.get_run(run_id).data.tags.get(FILES, "{}"))
-    sent = {}
+    known, sent = _kept(store, run_id), {}
     for path, folder in files.items():
         name, seal = f"{folder}/{path.name}".lstrip("/"), sha256_file(path)[:16]
         if known.get(name) != seal:
@@ -85,6 +86,21 @@ def keep(store: Store, run_id: str, files: dict[Path, str]) -> list[str]:
     if sent:
         store.tag(run_id, {FILES: json.dumps(known | sent)})
     return list(sent)
+
+
+def _kept(store: Store, run_id: str) -> dict[str, str]:
+    """The artifacts that were put into a run, and what each was."""
+    kept: dict[str, str] = json.loads(store.get_run(run_id).data.tags.get(FILES, "{}"))
+    return kept
+
+
+def fetch_report(store: Store, name: str, version: str, folder: Path) -> Path | None:
+    """The report.json of the pipeline that made a version, downloaded into ``folder``; None where
+    MLflow has none."""
+    pipeline = store.versions(name)[version].get(PIPELINE)
+    if pipeline is None or REPORT not in _kept(store, pipeline):
+        return None
+    return store.fetch(pipeline, REPORT, folder)
 
 
 def share(
@@ -107,7 +123,7 @@ def share(
         workspace.root / "params.yaml",
         workspace.root / "dvc.lock",
         report / "report.html",
-        report / "report.json",
+        report / REPORT,
         report / "report.md",
         workspace.registration,
     ]
@@ -121,7 +137,7 @@ def share(
 def _keep_ledger(store: Store, run_id: str, account: Account) -> list[str]:
     columns, rows = ledger_table(account)
     name, seal = "ledger.json", fingerprint(rows)[:16]
-    known = json.loads(store.get_run(run_id).data.tags.get(FILES, "{}"))
+    known = _kept(store, run_id)
     if known.get(name) == seal:
         return []
     store.table(run_id, columns, rows, name)
@@ -156,9 +172,8 @@ def in_code(text: str) -> str:
 
 def evaluation_files(workspace: Workspace, phase: str) -> list[Path]:
     """What was measured of a phase, as files: those that there are."""
-    place = workspace.evaluation(phase)
-    names = [place.with_suffix(suffix) for suffix in EVALUATION]
-    return [path for path in [*names, place.with_name(BENCHMARKS)] if path.exists()]
+    measured = [workspace.evaluation(phase, what) for what in EVALUATION]
+    return [path for path in [*measured, workspace.benchmarks] if path.exists()]
 
 
 # Where the text went

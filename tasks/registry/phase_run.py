@@ -19,7 +19,8 @@ from tasks.files import read_json
 from tasks.recipe import Recipe
 from tasks.registry import lineage, provenance
 from tasks.registry.feed import SYSTEM, Dataset, Point, Tail, points
-from tasks.registry.mlflow_store import BATCH, PARENT, Store
+from tasks.registry.mlflow_runs import BATCH, PARENT
+from tasks.registry.mlflow_store import Store
 from tasks.report.curves import (
     PhaseHistory,
     curve,
@@ -116,7 +117,7 @@ class PhaseRun:
 
     def send_files(self) -> list[str]:
         """Put the phase's evaluation among the artifacts, and name the held-out sets."""
-        details = self.workspace.evaluation(self.phase).with_suffix(".details.json")
+        details = self.workspace.evaluation(self.phase, "details.json")
         if details.exists():
             sets = read_json(details)["sets"]
             self._store.add(

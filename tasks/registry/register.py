@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import model
 from tasks import stage
 from tasks.errors import BAD_DATA, NO_INPUT, UserError
+from tasks.evaluation.gate import Verdict
 from tasks.files import fingerprint, link_or_copy, read_json, sha256_file, write_json, write_text
 from tasks.recipe import Recipe
 from tasks.registry import lineage, provenance, tracking, verdicts
@@ -35,11 +37,28 @@ from tasks.training.history import read_history
 from tasks.workspace import Workspace
 
 if TYPE_CHECKING:
-    from tasks.registry.mlflow_store import Run
+    from tasks.registry.mlflow_runs import Run
 
 CODE = Path(__file__).with_name("registered_model.py")
 EVALUATION = "evaluation"  # beside MLmodel: what was measured, for later comparisons
 REQUIREMENTS = ("torch", "safetensors", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is about to be registered: an export that is whole, its run, what was measured of it."""
+
+    workspace: Workspace
+    recipe: Recipe
+    store: Store
+    manifest: dict[str, Any]
+    key: str
+    """SHA-256 of the manifest: an export is known by it."""
+    evaluation: dict[str, Any]
+    runs: dict[str, str]
+    """Phase -> run id."""
+    run: Run
+    """Of the released phase."""
 
 
 def register(workspace: Workspace, recipe: Recipe) -> None:
@@ -49,63 +68,68 @@ def register(workspace: Workspace, recipe: Recipe) -> None:
     not evaluated, for a champion that the registry no longer holds whole, and (exit code 69) where
     MLflow does not answer.
     """
-    phase, name, alias = recipe.release.phase, recipe.name, recipe.release.alias
-    export = workspace.export(phase)
-    manifest = verify_export(export)
-    evaluation = read_json(workspace.evaluation(phase))
-    key = sha256_file(export / MANIFEST)
-    runs = tracking.sync_all(workspace, recipe)
-    if phase not in runs:
-        raise UserError(f"{workspace.metrics(phase)}/history.jsonl is missing", exit_code=NO_INPUT)
-    store = Store(workspace.root)
-    run = store.get_run(runs[phase])
-    tags = version_tags(store, workspace, recipe, manifest, evaluation, key)
-    known = [version for version, t in store.versions(name).items() if t.get(EXPORT) == key]
+    release = open_release(workspace, recipe)
+    store, name, tags = release.store, recipe.name, version_tags(release)
+    known = [v for v, its in store.versions(name).items() if its.get(EXPORT) == release.key]
     workspace.report.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".register-", dir=workspace.report) as scratch:
         place = Path(scratch)
-        measured = measurements(workspace, recipe)
-        complete = copy_with_figures(export, place / "export", recipe, evaluation, measured)
-        if known:
-            version = known[-1]
-        else:
-            version = publish(store, workspace, run, recipe, complete, tags, place)
+        complete = copy_with_figures(release, place / "export")
+        version = known[-1] if known else publish(release, complete, tags, place)
         speak(store, name, version, place / "fetched")
         reached, compared = verdicts.reach(store, workspace, recipe, version, place)
         if compared:
             tags[verdicts.COMPARED] = compared
-        page = lineage.PAGE.format(experiment=run.info.experiment_id, run=run.info.run_id)
-        account = lineage.account_of(workspace, recipe)
-        text = lineage.ledger_words(account) if account else ""
         card = (complete / "README.md").read_text("utf-8")
-        description = verdicts.describe(reached, page, tags, text, card)
+        description = version_description(release, reached, tags, card)
         verdicts.apply(store, recipe, version, reached, tags, description)
     store.describe(name, model_description(recipe))
-    record_checkpoints(store, workspace, runs)
-    comparison = reached.comparison or _comparison_before(workspace, version)
-    write_json(
-        workspace.registration,
-        {
-            "name": name,
-            "version": version,
-            "alias": reached.alias,
-            "uri": f"models:/{name}@{reached.alias}",
-            "verdict": reached.alias,
-            "reason": reached.reason,
-            "champion": store.aliases(name).get(alias),
-            "compared_with": compared,
-            "comparison": comparison,
-            "phase": phase,
-            "weights": manifest["weights"],
-            "export": key,
-            "run_id": run.info.run_id,
-            "experiment_id": run.info.experiment_id,
-            "tracking_uri": provenance.shown_uri(workspace.root),
-        },
-    )
-    lineage.share(store, workspace, recipe, runs)
-    what = f"{phase}, {manifest['weights']} weights" + (" (registered before)" if known else "")
-    print(f"    {name} version {version} is @{reached.alias}: {what}\n    {reached.reason}")
+    record_checkpoints(release)
+    write_json(workspace.registration, registration(release, version, reached, compared))
+    pipeline, _ = lineage.share(store, workspace, recipe, release.runs)
+    store.tag_version(name, version, {lineage.PIPELINE: pipeline})
+    what = f"{recipe.release.phase}, {release.manifest['weights']} weights"
+    again = " (registered before)" if known else ""
+    print(f"    {name} version {version} is @{reached.alias}: {what}{again}\n    {reached.reason}")
+
+
+def open_release(workspace: Workspace, recipe: Recipe) -> Release:
+    """Verify the export, read what was measured, bring MLflow's runs up to date. Errors as of
+    `register`."""
+    phase = recipe.release.phase
+    export = workspace.export(phase)
+    manifest, evaluation = verify_export(export), read_json(workspace.evaluation(phase))
+    runs = tracking.sync_all(workspace, recipe)
+    if phase not in runs:
+        raise UserError(f"{workspace.metrics(phase)}/history.jsonl is missing", exit_code=NO_INPUT)
+    store, key = Store(workspace.root), sha256_file(export / MANIFEST)
+    run = store.get_run(runs[phase])
+    return Release(workspace, recipe, store, manifest, key, evaluation, runs, run)
+
+
+def registration(
+    release: Release, version: str, reached: Verdict, compared: str | None
+) -> dict[str, Any]:
+    """What reports/registration.json says; ``compared``: the version it was compared with."""
+    recipe = release.recipe
+    info = release.run.info
+    return {
+        "name": recipe.name,
+        "version": version,
+        "alias": reached.alias,
+        "uri": f"models:/{recipe.name}@{reached.alias}",
+        "verdict": reached.alias,
+        "reason": reached.reason,
+        "champion": release.store.aliases(recipe.name).get(recipe.release.alias),
+        "compared_with": compared,
+        "comparison": reached.comparison or _comparison_before(release.workspace, version),
+        "phase": recipe.release.phase,
+        "weights": release.manifest["weights"],
+        "export": release.key,
+        "run_id": info.run_id,
+        "experiment_id": info.experiment_id,
+        "tracking_uri": provenance.shown_uri(release.workspace.root),
+    }
 
 
 def _comparison_before(workspace: Workspace, version: str) -> dict[str, Any] | None:
@@ -129,26 +153,29 @@ def model_description(recipe: Recipe) -> str:
     )
 
 
-def version_tags(
-    store: Store,
-    workspace: Workspace,
-    recipe: Recipe,
-    manifest: dict[str, Any],
-    evaluation: dict[str, Any],
-    key: str,
-) -> dict[str, str]:
+def version_description(release: Release, reached: Verdict, tags: dict[str, str], card: str) -> str:
+    """The description of a version, with the addresses of its run and the account of its text."""
+    info = release.run.info
+    page = lineage.PAGE.format(experiment=info.experiment_id, run=info.run_id)
+    account = lineage.account_of(release.workspace, release.recipe)
+    text = lineage.ledger_words(account) if account else ""
+    return verdicts.describe(reached, page, tags, text, card)
+
+
+def version_tags(release: Release) -> dict[str, str]:
     """What a version is known by: its export, its making, its figures."""
+    workspace, recipe, manifest = release.workspace, release.recipe, release.manifest
     phase = manifest["phase"]
     folder = dict(tracking.histories(workspace, recipe))[phase]
     header = read_history(folder / "history.jsonl")[0]
     return {
-        EXPORT: key,
+        EXPORT: release.key,
         "phasewise.phase": phase,
         "phasewise.weights": manifest["weights"],
         "phasewise.tokens": str(manifest["total_tokens"]),
         "phasewise.recipe_fingerprint": manifest["recipe"],
-        **lineage.lineage_tags(store, workspace, recipe, phase, header),
-        **bits_per_byte(evaluation, manifest["weights"]),
+        **lineage.lineage_tags(release.store, workspace, recipe, phase, header),
+        **bits_per_byte(release.evaluation, manifest["weights"]),
     }
 
 
@@ -170,32 +197,20 @@ def measurements(workspace: Workspace, recipe: Recipe) -> dict[str, Any] | None:
         return None
 
 
-def copy_with_figures(
-    export: Path,
-    folder: Path,
-    recipe: Recipe,
-    evaluation: dict[str, Any],
-    measured: dict[str, Any] | None = None,
-) -> Path:
+def copy_with_figures(release: Release, folder: Path) -> Path:
     """A copy of the export (its large files linked) whose card tells what was measured."""
-    shutil.copytree(export, folder, copy_function=link_or_copy)
-    add_evaluation(folder, recipe, evaluation, measured)
+    workspace, recipe = release.workspace, release.recipe
+    shutil.copytree(workspace.export(recipe.release.phase), folder, copy_function=link_or_copy)
+    add_evaluation(folder, recipe, release.evaluation, measurements(workspace, recipe))
     return folder
 
 
-def publish(
-    store: Store,
-    workspace: Workspace,
-    run: Run,
-    recipe: Recipe,
-    export: Path,
-    tags: dict[str, str],
-    scratch: Path,
-) -> str:
+def publish(release: Release, export: Path, tags: dict[str, str], scratch: Path) -> str:
     """Make a new version of the registered model of an export; returns its number.
 
     What was measured of the phase goes along in the version's folder ``evaluation``.
     """
+    recipe = release.recipe
     architecture = scratch / "architecture"
     write_architecture(architecture)
     sampling = recipe.evaluation.sampling.keywords() | {"seed": 0}
@@ -208,11 +223,11 @@ def publish(
         pip_requirements=requirements(),
     )
     (folder / EVALUATION).mkdir()
-    for path in lineage.evaluation_files(workspace, recipe.release.phase):
+    for path in lineage.evaluation_files(release.workspace, recipe.release.phase):
         link_or_copy(path, folder / EVALUATION / path.name)
     tokens = int(tags["phasewise.tokens"])
     sealed = tags | {SEAL: sha256_file(export / MANIFEST)}
-    return store.add_version(recipe.name, run, tokens, sealed, folder)
+    return release.store.add_version(recipe.name, release.run, tokens, sealed, folder)
 
 
 def write_architecture(folder: Path) -> None:
@@ -250,14 +265,15 @@ def speak(store: Store, name: str, version: str, folder: Path) -> None:
         )
 
 
-def record_checkpoints(store: Store, workspace: Workspace, runs: dict[str, str]) -> None:
+def record_checkpoints(release: Release) -> None:
     """Let MLflow rank the phases' checkpoints, whose bytes stay in DVC."""
-    for phase, run_id in runs.items():
+    workspace = release.workspace
+    for phase, run_id in release.runs.items():
         manifest = workspace.checkpoint(phase) / "manifest.json"
         if manifest.exists():
             key = fingerprint(read_json(manifest)["files"])
             path = str(manifest.parent.relative_to(workspace.root))
-            store.ensure_checkpoint(run_id, f"{phase}-checkpoint", key, {"dvc.path": path})
+            release.store.ensure_checkpoint(run_id, f"{phase}-checkpoint", key, {"dvc.path": path})
 
 
 if __name__ == "__main__":

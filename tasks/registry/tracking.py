@@ -21,7 +21,8 @@ from tasks.files import read_json
 from tasks.recipe import Recipe
 from tasks.registry import lineage, provenance
 from tasks.registry.feed import benchmark_metrics, final_metrics, generation_metrics
-from tasks.registry.mlflow_store import Store, TrackingError
+from tasks.registry.mlflow_server import TrackingError
+from tasks.registry.mlflow_store import Store
 from tasks.registry.phase_run import SYSTEM_FILE, PhaseRun, send_changed
 from tasks.registry.system_metrics import Machine, Recorder
 from tasks.settings import settings
@@ -53,16 +54,16 @@ def _bring(run: PhaseRun) -> None:
 
 def final_figures(workspace: Workspace, recipe: Recipe, phase: str) -> dict[str, float]:
     """What was measured of a phase after its end, by the name of the metric."""
-    place = workspace.evaluation(phase)
-    generation, benchmarks = (
-        place.with_suffix(".generation.json"),
-        place.parent / lineage.BENCHMARKS,
-    )
-    found = final_metrics(read_json(place)) if place.exists() else {}
-    if generation.exists():
-        found |= generation_metrics(read_json(generation))
-    if phase == recipe.release.phase and benchmarks.exists():
-        found |= benchmark_metrics(read_json(benchmarks))
+    readers = {
+        workspace.evaluation(phase): final_metrics,
+        workspace.evaluation(phase, "generation.json"): generation_metrics,
+    }
+    if phase == recipe.release.phase:
+        readers[workspace.benchmarks] = benchmark_metrics
+    found: dict[str, float] = {}
+    for path, metrics in readers.items():
+        if path.exists():
+            found |= metrics(read_json(path))
     return found
 
 

@@ -18,7 +18,8 @@ from tasks.evaluation.gate import CHALLENGER, Verdict, decide
 from tasks.files import sha256_file
 from tasks.recipe import Recipe
 from tasks.registry.lineage import DVC, in_code
-from tasks.registry.mlflow_store import RUN_KEY, SEAL, Store
+from tasks.registry.mlflow_runs import RUN_KEY
+from tasks.registry.mlflow_store import SEAL, Store
 from tasks.registry.provenance import MAX_TEXT
 from tasks.release.manifest import MANIFEST, verify_export
 from tasks.workspace import Workspace

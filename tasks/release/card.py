@@ -21,7 +21,8 @@ from model import ModelConfig
 from tasks.recipe import Recipe
 from tasks.release import card_parts as parts
 from tasks.release.card_parts import Facts
-from tasks.report.account import show_bytes, words
+from tasks.report.account import words
+from tasks.units import show_bytes
 
 Evaluation = Mapping[str, Mapping[str, Mapping[str, float]]]
 Report = Mapping[str, Any]

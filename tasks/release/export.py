@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tasks import stage
 from tasks.errors import BAD_DATA, INTERNAL, UserError
@@ -28,9 +28,10 @@ from tasks.files import (
     write_tensors,
     write_text,
 )
-from tasks.recipe import Recipe, Sampling
+from tasks.recipe import Recipe
 from tasks.release.card import Evaluation, Report, card
 from tasks.release.card_parts import Facts
+from tasks.release.generation_config import write_generation_config
 from tasks.release.manifest import seal, verify_export
 from tasks.workspace import Workspace
 
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 CARD = "README.md"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 TOLERANCE = 1e-4  # of a logit, or of the largest logit where that is above 1
-# Sampling that generation_config.json has no name for: it stands there under "phasewise".
-OURS = ("final_temperature", "temperature_power", "frequency_penalty", "presence_penalty", "stop")
 # A server that is given messages in place of a text asks for a template. This one puts down what
 # was said and nothing else, as `phasewise chat` does: the answer is how that text goes on.
 CHAT_TEMPLATE = (
@@ -149,29 +148,6 @@ def write_tokenizer(folder: Path, tokenizer: Path, max_seq_len: int) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     write_json(folder / TOKENIZER_CONFIG, defaults | config | ours)
-
-
-def write_generation_config(folder: Path, sampling: Sampling, special: dict[str, int]) -> None:
-    """Write generation_config.json: what transformers' `generate` does when asked nothing else."""
-    values: dict[str, Any] = {
-        "do_sample": sampling.temperature > 0,
-        "max_new_tokens": sampling.max_new_tokens,
-        "repetition_penalty": sampling.repetition_penalty,
-    }
-    if sampling.temperature > 0:  # transformers warns of settings that greedy decoding ignores
-        values |= {
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-        }
-        if sampling.min_p:
-            values["min_p"] = sampling.min_p
-    if sampling.no_repeat_ngram_size:
-        values["no_repeat_ngram_size"] = sampling.no_repeat_ngram_size
-    ours = {name: value for name, value in sampling.keywords().items() if value and name in OURS}
-    if ours:
-        values["phasewise"] = ours
-    write_json(folder / "generation_config.json", values | special)
 
 
 def require_equal_logits(folder: Path, network: Transformer) -> float:

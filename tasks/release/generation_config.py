@@ -1,13 +1,15 @@
-"""generation_config.json as a model's own sampling: what the recipe wrote, read back."""
+"""generation_config.json: the recipe's sampling as an export has it, written and read back."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from model.sampling import SamplingOptions
 from tasks.errors import BAD_DATA, UserError
-from tasks.files import read_json
+from tasks.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from tasks.recipe import Sampling
 
 GENERATION_CONFIG = "generation_config.json"
 # What generation_config.json calls as we do; null there stands for "not set".
@@ -20,6 +22,31 @@ _SHARED = (
     "repetition_penalty",
     "no_repeat_ngram_size",
 )
+# What it has no name for: it stands there under "phasewise".
+_OURS = ("final_temperature", "temperature_power", "frequency_penalty", "presence_penalty", "stop")
+
+
+def write_generation_config(folder: Path, sampling: Sampling, special: dict[str, int]) -> None:
+    """Write generation_config.json: what transformers' `generate` does when asked nothing else."""
+    values: dict[str, Any] = {
+        "do_sample": sampling.temperature > 0,
+        "max_new_tokens": sampling.max_new_tokens,
+        "repetition_penalty": sampling.repetition_penalty,
+    }
+    if sampling.temperature > 0:  # transformers warns of settings that greedy decoding ignores
+        values |= {
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+        }
+        if sampling.min_p:
+            values["min_p"] = sampling.min_p
+    if sampling.no_repeat_ngram_size:
+        values["no_repeat_ngram_size"] = sampling.no_repeat_ngram_size
+    ours = {name: value for name, value in sampling.keywords().items() if value and name in _OURS}
+    if ours:
+        values["phasewise"] = ours
+    write_json(folder / GENERATION_CONFIG, values | special)
 
 
 def default_sampling(folder: Path) -> dict[str, Any]:
@@ -27,6 +54,8 @@ def default_sampling(folder: Path) -> dict[str, Any]:
 
     The recipe's ``evaluation.sampling`` wrote it. Raises UserError where a value cannot be.
     """
+    from model.sampling import SamplingOptions
+
     path = folder / GENERATION_CONFIG
     if not path.exists():
         return {}

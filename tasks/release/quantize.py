@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from tasks.errors import USAGE, UserError
+from tasks.release.opening import Quantization
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
     from tasks.evaluation.scoring import Score
     from tasks.tokens.text import TextTokenizer
 
-Kind = Literal["int8", "int4"]
-KINDS = ("fp32", "bf16", *get_args(Kind))
+KINDS = ("fp32", "bf16", *get_args(Quantization))
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Quantized:
     """Tokens scored, the end of each text among them."""
 
 
-def quantize(network: Transformer, kind: Kind | str) -> Transformer:
+def quantize(network: Transformer, kind: str) -> Transformer:
     """A copy of ``network`` in evaluation mode, on the CPU, with quantized tables; bf16 between.
 
     Raises UserError for another kind, for a table whose width the 4-bit kernel cannot read, or
@@ -52,7 +50,7 @@ def quantize(network: Transformer, kind: Kind | str) -> Transformer:
 
     from model.quantized import GROUP, Int4Linear, Int8Embedding, Int8Linear
 
-    if kind not in get_args(Kind):
+    if kind not in get_args(Quantization):
         raise UserError(f"no kind of quantized weights is called {kind!r}", hint="int8 or int4")
     _require_kernels()
     copy = _copy(network)
@@ -83,14 +81,14 @@ def weight_bytes(network: nn.Module) -> int:
     return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
 
-def perplexity_loss(network: Transformer, tokenizer: TextTokenizer, texts: Sequence[str]) -> Score:
+def score_texts(network: Transformer, tokenizer: TextTokenizer, texts: Sequence[str]) -> Score:
     """How well ``network`` predicts ``texts``, windows of its context one after another.
 
     Raises UserError where there is no text, or one whose ids are not the network's.
     """
     import numpy as np
 
-    from tasks.evaluation.scoring import score
+    from tasks.evaluation.scoring import Protocol, score
 
     ids = [[*line, tokenizer.eos_id] for line in tokenizer.encode_batch(texts)]
     text_bytes = sum(len(text.encode()) for text in texts)
@@ -103,36 +101,21 @@ def perplexity_loss(network: Transformer, tokenizer: TextTokenizer, texts: Seque
         )
     tokens = np.concatenate([np.asarray(line, dtype=np.int64) for line in ids])
     seq_len = network.config.max_seq_len
-    return score(
-        network,
-        tokens,
-        text_bytes,
-        seq_len=seq_len,
-        stride=seq_len,
-        batch_size=max(1, 4096 // seq_len),
-        device=network.device,
-        autocast=nullcontext,
-        eos_id=tokenizer.eos_id,
-    )
+    rows = max(1, 4096 // seq_len)
+    protocol = Protocol(seq_len, seq_len)
+    return score(network, tokens, text_bytes, protocol, eos_id=tokenizer.eos_id, batch_size=rows)
 
 
 def compare(
-    folder_or_network: Path | str | Transformer,
+    network: Transformer,
     tokenizer: TextTokenizer,
     texts: Sequence[str],
     kinds: Sequence[str] = KINDS,
 ) -> list[Quantized]:
     """One row a kind, in the order of ``kinds``: bytes of the weights, and what texts cost in bits.
 
-    Raises UserError as `quantize` and `perplexity_loss` do, and for a figure that is not finite.
+    Raises UserError as `quantize` and `score_texts` do, and for a figure that is not finite.
     """
-    from tasks.release.opening import open_export
-
-    network = (
-        open_export(Path(folder_or_network))
-        if isinstance(folder_or_network, Path | str)
-        else folder_or_network
-    )
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise UserError(
             f"no kind of weights is called {unknown[0]!r}", hint=f"there are: {', '.join(KINDS)}"
@@ -143,7 +126,7 @@ def compare(
 def _row(
     network: Transformer, kind: str, tokenizer: TextTokenizer, texts: Sequence[str]
 ) -> Quantized:
-    result = perplexity_loss(network, tokenizer, texts)
+    result = score_texts(network, tokenizer, texts)
     if not math.isfinite(result.bits_per_byte) or not math.isfinite(result.perplexity):
         raise UserError(f"the {kind} network's loss is {result.loss}: its weights are broken")
     return Quantized(
@@ -152,7 +135,7 @@ def _row(
 
 
 def _of_kind(network: Transformer, kind: str) -> Transformer:
-    if kind in get_args(Kind):
+    if kind in get_args(Quantization):
         return quantize(network, kind)
     import torch
 

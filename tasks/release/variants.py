@@ -20,14 +20,14 @@ from tasks.errors import UserError
 from tasks.evaluation.speed import Speed
 from tasks.release.manifest import verify_export
 from tasks.release.native import load_export
-from tasks.release.opening import Dtype, open_network
-from tasks.release.quantize import KINDS, Kind, Quantized, compare
+from tasks.release.opening import Dtype, Quantization, open_network
+from tasks.release.quantize import KINDS, Quantized, compare
 from tasks.tokens.text import load_tokenizer
 
 if TYPE_CHECKING:
     from model import Transformer
 
-_STORED: dict[str, tuple[Dtype, Kind | None]] = {
+_STORED: dict[str, tuple[Dtype, Quantization | None]] = {
     "fp32": ("fp32", None),
     "bf16": ("bf16", None),
     "int8": ("fp32", "int8"),
@@ -59,7 +59,7 @@ def measure(folder: Path, texts: Sequence[str]) -> Iterator[Variant]:
         try:
             [figures] = compare(network, tokenizer, texts, [kind])
         except UserError as error:
-            if kind not in get_args(Kind):
+            if kind not in get_args(Quantization):
                 raise
             yield Variant(kind, None, None, error.message)
         else:

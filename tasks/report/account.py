@@ -16,7 +16,7 @@ from tasks.errors import BAD_DATA, UserError
 from tasks.files import read_json
 from tasks.ledger import Count, Ledger, read_ledgers
 from tasks.recipe import Recipe
-from tasks.units import show_count
+from tasks.units import show_bytes, show_count
 from tasks.workspace import Workspace
 
 COUNTS = ("tokens", "documents", "text_bytes")  # of a split, in a manifest
@@ -203,14 +203,6 @@ def balance(breaks: dict[str, list[str]]) -> str:
 def words(reason: str) -> str:
     """``near_duplicate`` -> ``near duplicate``."""
     return reason.replace("_", " ")
-
-
-def show_bytes(number: float) -> str:
-    """``12_345_678`` -> ``12.3 MB``."""
-    for scale, unit in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if number >= scale * 0.9995:
-            return f"{number / scale:.3g} {unit}"
-    return f"{number:.0f} B"
 
 
 def _most(reasons: dict[str, int], shown: int = 4) -> list[tuple[str, int]]:

@@ -89,6 +89,8 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _folder(origin: str) -> str:
+    if origin.startswith("models:/"):
+        return origin
     path = Path(origin).resolve()
     if path.name == "report.json":
         path = path.parent.parent if path.parent.name == "reports" else path.parent
@@ -177,14 +179,14 @@ def _paired_error(first: Run, other: Run, name: str, moved: float) -> float | No
     import numpy as np
 
     from tasks.evaluation.bootstrap import paired
-    from tasks.evaluation.documents import documents_path, read_documents
+    from tasks.evaluation.documents import read_documents
 
     columns = []
     for run in (first, other):
         released = run.facts["released"]
         if run.workspace is None:
             return None
-        arrays = read_documents(documents_path(run.workspace, released["phase"]))
+        arrays = read_documents(run.workspace.evaluation(released["phase"], "documents.npz"))
         keys = (f"{name}:id", f"{name}:nats:{released['weights']}", f"{name}:bytes")
         if not set(keys) <= arrays.keys():
             return None

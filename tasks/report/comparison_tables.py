@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tasks.report.account import show_bytes, words
+from tasks.report.account import words
 from tasks.report.curves import TOKENS, held_out_points
+from tasks.report.measures import rate
 from tasks.report.plots import Line, chart
 from tasks.report.settings import shown
 from tasks.report.tables import NONE, Cell, Table, change, figure
-from tasks.units import show_count, show_seconds
+from tasks.units import show_bytes, show_count, show_seconds
 
 Comparison = dict[str, Any]
 FIRST = 12  # digits of a fingerprint that are shown
@@ -125,7 +126,7 @@ def speed(found: Comparison) -> Table:
         [Cell("optimizer steps"), *(Cell(f"{one['steps']:,}") for one in training)],
         [Cell("training time"), *(Cell(show_seconds(one["seconds"])) for one in training)],
         [Cell("training tokens/s, all phases"),
-         *(Cell(_rate(one["tokens_per_second"])) for one in training)],
+         *(Cell(rate(one["tokens_per_second"])) for one in training)],
         [Cell("memory"), *(Cell(_bytes(one["memory_bytes"])) for one in training)],
     ]  # fmt: skip
     batches = dict.fromkeys(k for one in generation for k in one if k.startswith("batch_"))
@@ -133,7 +134,7 @@ def speed(found: Comparison) -> Table:
         for key, title in (("prefill", "prompt"), ("decode", "generation")):
             rates = [one.get(batch, {}).get(f"{key}_tokens_per_second") for one in generation]
             rows.append(
-                [Cell(f"{title} tokens/s, {words(batch)}"), *(Cell(_rate(r)) for r in rates)]
+                [Cell(f"{title} tokens/s, {words(batch)}"), *(Cell(rate(r)) for r in rates)]
             )
     if any(one.get("hardware") for one in generation):
         rows.append([Cell("measured on"), *(Cell(one.get("hardware", NONE)) for one in generation)])
@@ -188,10 +189,6 @@ def _labels(found: Comparison) -> list[str]:
 
 def _count(count: dict[str, int]) -> Cell:
     return Cell(f"{count['documents']:,}", lines=(show_bytes(count["bytes"]),))
-
-
-def _rate(value: float | None) -> str:
-    return NONE if value is None else f"{value:,.0f}"
 
 
 def _bytes(value: float | None) -> str:

@@ -47,7 +47,7 @@ def gather(
             path = workspace.metrics(name) / "history.jsonl"
             raise UserError(f"{path} is missing", exit_code=NO_INPUT)
     figures = {name: read_json(workspace.evaluation(name)) for name in names}
-    details = {name: read_json(_beside(workspace, name, "details")) for name in names}
+    details = {name: read_json(workspace.evaluation(name, "details.json")) for name in names}
     released = recipe.release.phase
     tokenizer = read_json(workspace.tokenizer / "report.json")
     return {
@@ -90,11 +90,6 @@ def read_report(path: Path) -> Facts:
     return found
 
 
-def _beside(workspace: Workspace, phase: str, kind: str) -> Path:
-    """evaluation/<phase>.<kind>.json."""
-    return workspace.evaluation(phase).with_suffix(f".{kind}.json")
-
-
 def _released_weights(recipe: Recipe, figures: dict[str, Any]) -> str:
     """EMA or raw: a phase without EMA gives its raw weights, whatever the recipe asks for."""
     wanted = recipe.release.weights
@@ -104,10 +99,10 @@ def _released_weights(recipe: Recipe, figures: dict[str, Any]) -> str:
 def _optional(workspace: Workspace, names: list[str]) -> dict[str, Any]:
     """What not every workspace has: baselines, generation, benchmarks."""
     baselines, generation = (
-        {n: read_json(path) for n in names if (path := _beside(workspace, n, kind)).exists()}
-        for kind in ("baselines", "generation")
+        {n: read_json(path) for n in names if (path := workspace.evaluation(n, what)).exists()}
+        for what in ("baselines.json", "generation.json")
     )
-    path = workspace.evaluation("benchmarks")
+    path = workspace.benchmarks
     benchmarks = read_json(path) if path.exists() else {}
     parts = {"baselines": baselines, "generation": generation, "benchmarks": benchmarks}
     return {key: part for key, part in parts.items() if part}

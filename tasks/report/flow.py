@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tasks.report.account import show_bytes, words
-from tasks.units import show_count
+from tasks.report.account import words
+from tasks.units import show_bytes, show_count
 
 Kind = Literal["dropped", "held_out", "phase"]
 Parts = dict[str, float]  # source -> size

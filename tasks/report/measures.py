@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tasks.report.account import show_bytes, words
+from tasks.report.account import words
 from tasks.report.tables import NONE, Cell, Facts, Table, figure
-from tasks.units import show_seconds
+from tasks.units import show_bytes, show_seconds
 
 COUNTS = ("texts", "tokens", "spans")  # what the measures were taken of
 
@@ -101,8 +101,8 @@ def generation_speed(facts: Facts) -> Table | None:
                 [
                     Cell(phase),
                     Cell(batch.removeprefix("batch_")),
-                    Cell(_rate(rates.get("prefill_tokens_per_second"))),
-                    Cell(_rate(rates.get("decode_tokens_per_second"))),
+                    Cell(rate(rates.get("prefill_tokens_per_second"))),
+                    Cell(rate(rates.get("decode_tokens_per_second"))),
                     Cell(show_bytes(memory) if memory else NONE),
                 ]
             )
@@ -123,5 +123,6 @@ def _short(value: float | None) -> str:
     return NONE if value is None else f"{value:.3g}"
 
 
-def _rate(value: float | None) -> str:
+def rate(value: float | None) -> str:
+    """Tokens a second; a dash for what was not measured."""
     return NONE if value is None else f"{value:,.0f}"

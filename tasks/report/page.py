@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from tasks.report import curves, measures, settings, tables
-from tasks.report.account import balance, show_bytes, words
+from tasks.report.account import balance, words
 from tasks.report.html import document, figures, table, text, tiles, titled
 from tasks.report.sankey import NOTE, picture
 from tasks.report.tables import Facts
 from tasks.report.words import gate, loading, verdict
-from tasks.units import show_count, show_seconds
+from tasks.units import show_bytes, show_count, show_seconds
 
 MOST_TILES = 4  # of held-out sets
 

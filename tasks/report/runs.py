@@ -1,7 +1,8 @@
-"""Runs to compare, from wherever they are: folders, report files, revisions of this project.
+"""Runs to compare, wherever they are: folders, report files, registered models, revisions.
 
 a folder    its reports/report.json; without one, gathered from what its stages wrote
 a file      a report.json
+models:/... the report.json that MLflow keeps of the pipeline that made a registered model
 a revision  the report.json that DVC tracks at that commit, branch or tag (`dvc get`)
 """
 
@@ -50,7 +51,14 @@ def open_runs(names: Sequence[str], root: Path) -> list[Run]:
 
 
 def open_run(name: str, root: Path) -> Run:
-    """One run: a folder, a report.json or a revision. Errors as of `open_runs`."""
+    """One run: a folder, a report.json, a registered model or a revision of the project ``root``.
+
+    Errors as of `open_runs`.
+    """
+    from tasks.registry.pull import SCHEME
+
+    if name.startswith(SCHEME):
+        return Run(name, _of_version(name))
     path = Path(name)
     if path.is_dir():
         return _of_folder(name, path)
@@ -71,13 +79,35 @@ def _of_folder(name: str, folder: Path) -> Run:
     if not (folder / "params.yaml").exists():
         raise UserError(
             f"{name} is not a run: it has neither {REPORT} nor params.yaml",
-            hint="give the folder of a finished run, or a report.json",
+            hint="give the folder of a finished run, or a report.json; models: phasewise compare",
             exit_code=NO_INPUT,
         )
     recipe = recipes.load(folder / "params.yaml")
     found = read_json(workspace.registration) if workspace.registration.exists() else None
     facts = gather(workspace, recipe, read_all(workspace, recipe), found)
     return Run(name, facts, workspace)
+
+
+def _of_version(uri: str) -> Facts:
+    """The report of the pipeline that made a registered model; a later one may have replaced it."""
+    from tasks.registry.lineage import fetch_report
+    from tasks.registry.pull import find, open_registry
+
+    store = open_registry()
+    version = find(store, uri)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = fetch_report(store, version.name, version.number, Path(scratch))
+        facts = read_report(path) if path else {}
+    told = facts.get("registration", {})
+    if (told.get("name"), told.get("version")) != (version.name, version.number):
+        other = f"; its pipeline's is of version {told['version']} now" if told else ""
+        raise UserError(
+            f"MLflow has no report of version {version.number} of {version.name}{other}",
+            where=uri,
+            hint="the stage report puts it there; or give a folder or a report.json",
+            exit_code=NO_INPUT,
+        )
+    return facts
 
 
 def _at_revision(revision: str, root: Path) -> Facts:

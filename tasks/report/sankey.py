@@ -14,10 +14,12 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from tasks.report.account import show_bytes
 from tasks.report.flow import Exit, Flow, Node, Parts, flow_of
 from tasks.report.plots import COLOURS
+from tasks.units import show_bytes
 
+Draw = tuple[float, float, float, str, str]
+"""A ribbon: where it starts in the last node, its width there, its tokens, its class, its words."""
 BAR = 6  # how thick a node's bar is
 LINE = 18  # from one label to the next
 LABEL_LINE = 15  # from one line of a label to the next
@@ -65,8 +67,7 @@ def _wide(flow: Flow) -> str:
             width = max(1.0, scale * exit_.size)
             parts.append(_lying(x + BAR, start, width, x + step * 0.75, y, width, exit_.kind,
                                 _told(exit_)))  # fmt: skip
-            label = f"{exit_.label}: {exit_.detail}"
-            parts.append(_text(x + step * 0.75 + 7, y + width / 2 + 4, label))
+            parts.append(_text(x + step * 0.75 + 7, y + width / 2 + 4, _told(exit_)))
             start += scale * exit_.size
             y += max(LINE, width + 6)
         parts += [_bar(x, TOP, BAR, scale * sum(node.taken.values())),
@@ -98,19 +99,13 @@ def _wide_phases(flow: Flow, scale: float, x: float, band: float) -> tuple[list[
     gap = 34.0
     room = max(band - gap * (len(flow.phases) - 1), band / 2)
     unit = room / (sum(phase.size for phase in flow.phases) or 1)
-    starts = _starts(flow, scale)
+    draws = _draws(flow, scale)
     y = float(TOP)
     for phase in flow.phases:
         first = y
-        for number, source in enumerate(flow.sources):
-            if source not in phase.parts:
-                continue
-            start, width = starts[phase.label, source]
-            end = unit * phase.parts[source]
-            told = f"{phase.label} reads {phase.parts[source]:,.0f} tokens of {source}"
-            kind = f"band d{number % COLOURS}"
-            parts.append(_lying(x, TOP + start, width, stop, y, end, kind, told))
-            y += end
+        for start, width, tokens, kind, told in draws[phase.label]:
+            parts.append(_lying(x, TOP + start, width, stop, y, unit * tokens, kind, told))
+            y += unit * tokens
         label = _phase_label(phase, stop + 14, first)
         parts += [_bar(stop, first, BAR, y - first), *label]
         low = max(y, first + LABEL_LINE * len(label))
@@ -131,17 +126,20 @@ def _phase_label(phase: Exit, x: float, y: float) -> list[str]:
     return lines
 
 
-def _starts(flow: Flow, scale: float) -> dict[tuple[str, str], tuple[float, float]]:
-    """Where in the last node a phase's ribbon of a source starts, and how wide it is there."""
-    found, place = {}, 0.0
-    for source in flow.sources:
+def _draws(flow: Flow, scale: float) -> dict[str, list[Draw]]:
+    """Phase -> the ribbons of what it reads, a source each."""
+    found: dict[str, list[Draw]] = {p.label: [] for p in flow.phases}
+    place = 0.0
+    for number, source in enumerate(flow.sources):
         width = scale * flow.nodes[-1].kept.get(source, 0)
         drawn = sum(phase.parts.get(source, 0) for phase in flow.phases)
         at = place
         for phase in flow.phases:
-            share = width * phase.parts.get(source, 0) / drawn if drawn else 0.0
-            found[phase.label, source] = (at, share)
-            at += share
+            if tokens := phase.parts.get(source):
+                share = width * tokens / drawn
+                told = f"{phase.label} reads {tokens:,.0f} tokens of {source}"
+                found[phase.label].append((at, share, tokens, f"band d{number % COLOURS}", told))
+                at += share
         place += width
     return found
 
@@ -210,21 +208,15 @@ def _columns(sources: list[str], kept: Parts, scale: float, y: float, height: fl
 def _narrow_phases(flow: Flow, scale: float, start: float, y: float) -> tuple[list[str], float]:
     parts: list[str] = []
     unit = NARROW_BAND / (sum(phase.size for phase in flow.phases) or 1)
-    starts = _starts(flow, scale)
+    draws, stop = _draws(flow, scale), LABELS - 14
     for phase in flow.phases:
         y += 6
         first = y
-        for number, source in enumerate(flow.sources):
-            if source not in phase.parts:
-                continue
-            x, width = starts[phase.label, source]
-            end = unit * phase.parts[source]
-            told = f"{phase.label} reads {phase.parts[source]:,.0f} tokens of {source}"
-            kind = f"band d{number % COLOURS}"
-            parts.append(_turning(x, x + width, start, LABELS - 14, y, end, kind, told))
-            y += end
+        for x, width, tokens, kind, told in draws[phase.label]:
+            parts.append(_turning(x, x + width, start, stop, y, unit * tokens, kind, told))
+            y += unit * tokens
         label = _phase_label(phase, LABELS, first)
-        parts += [_bar(LABELS - 14, first, BAR, y - first), *label]
+        parts += [_bar(stop, first, BAR, y - first), *label]
         y = max(y, first + LABEL_LINE * (len(label) + 1))
     return parts, y
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from tasks.recipe import INIT
-from tasks.report.account import show_bytes, words
+from tasks.report.account import words
 from tasks.report.tables import NONE, Cell, Facts, Table
-from tasks.units import show_count
+from tasks.units import show_bytes, show_count
 
 PhaseSettings = dict[str, Any]
 

@@ -32,9 +32,8 @@ def summary(workspace: Workspace, recipe: Recipe) -> str:
             exit_code=NO_INPUT,
         )
     found = read_json(workspace.registration)
-    place = workspace.evaluation(found["phase"])
-    figures = read_json(place)
-    counted = place.with_suffix(".baselines.json")
+    figures = read_json(workspace.evaluation(found["phase"]))
+    counted = workspace.evaluation(found["phase"], "baselines.json")
     baselines = read_json(counted) if counted.exists() else {}
     lines = [
         f"Registered  {found['name']} version {found['version']} as {found['uri']} "

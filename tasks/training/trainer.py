@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,8 +22,10 @@ from tasks.tokens.mixture import load_mix
 from tasks.tokens.reader import Reader
 from tasks.training import checkpoint, compiling, identity, loop
 from tasks.training.device import micro_batch_size, open_device, peak_flops
+from tasks.training.follower import Follower
 from tasks.training.history import History, NoHistory
 from tasks.training.layers import layer_norms
+from tasks.training.leaving import Leaving
 from tasks.training.loop import StepReport
 from tasks.training.placing import place
 from tasks.training.preflight import preflight
@@ -40,8 +38,6 @@ from tasks.training.watchdog import Watchdog
 from tasks.training.world import World
 from tasks.units import show_count, show_seconds
 from tasks.workspace import Workspace
-
-ONE_DEATH_SECONDS = 0.5  # a second SIGTERM within it is the first once more
 
 
 class Trainer:
@@ -72,13 +68,7 @@ class Trainer:
         self.parent = workspace.checkpoint(self.settings.starts_from)
         config = ModelConfig.from_dict(self.identity["model"])
         self.compiled = compiling.wanted(self.machine, self.settings, config, self.device)
-        layout = self.machine.parallel if world.size > 1 else "one"
-        where = (phase, self.settings, self.device)
-        how: dict[str, Any] = {"world": world, "layout": layout, "compiled": self.compiled}
-        if self.resumed_from:
-            self.state = TrainState.resume(*where, self.resumed_from, **how)
-        else:
-            self.state = TrainState.start(*where, self.parent, config, **how)
+        self.state = self._open_state(config)
         local = read_json(self.resumed_from / "local.json") if self.resumed_from else {}
         self.history_lines = local.get("history_lines", 0)
         self.selection = Selection(self.settings, local.get("selection"))
@@ -89,20 +79,23 @@ class Trainer:
         self.tokens_before = sum(recipe.phases[p].total_tokens for p in recipe.parents(phase))
         self.last_validation: list[dict[str, Any]] = []
         self.saved_at = -1
-        self.leaving = 0  # the signal that asked for it
-        self.leaving_since = 0.0
-        self.asked = 0  # the same, agreed on by all ranks; 1: a step or time limit
-        self.slowest = 0.0  # seconds of a step, to leave in time before a limit
+
+    def _open_state(self, config: ModelConfig) -> TrainState:
+        """The newest checkpoint of the run, or the parent's end."""
+        layout = self.machine.parallel if self.world.size > 1 else "one"
+        where = (self.phase, self.settings, self.device)
+        how: dict[str, Any] = {"world": self.world, "layout": layout, "compiled": self.compiled}
+        if self.resumed_from:
+            return TrainState.resume(*where, self.resumed_from, **how)
+        return TrainState.start(*where, self.parent, config, **how)
 
     def run_to_end(self) -> None:
         """Train what is left, then place the phase."""
-        self.started = time.monotonic()
+        self.leaving = Leaving(self.machine, self.world)
         if self.world.is_main:
             preflight(self)
         self._open_history()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._leave)
-        follower = self._follow()
+        follower = Follower(self.run) if self.machine.track and self.world.is_main else None
         tokens, state = self.settings.total_tokens, self.state
         self.watchdog = Watchdog(self.machine.hang_seconds)
         with self.watchdog.watching(), self._progress(tokens) as self.shown:
@@ -135,12 +128,11 @@ class Trainer:
     def _after_step(self, state: TrainState, report: StepReport) -> bool:
         """Log, validate and save as due; False ends the loop."""
         self.watchdog.beat()
-        self.slowest = max(self.slowest, report.seconds)
         self._log(report)
         last = state.step == self.settings.steps
         if last or self.settings.is_due(self.settings.validate_every, state.step):
             self._validate(report)
-        stop = self._must_stop() or self.selection.gave_up
+        stop = self.leaving.due(state.step, report.seconds) or self.selection.gave_up
         # while steps are skipped the weights may be broken already: the older ones are kept
         due = self.settings.is_due(self.settings.checkpoint_every, state.step)
         if last or stop or (due and not state.skipped_in_row):
@@ -217,33 +209,14 @@ class Trainer:
                 records = self.state.records(self.run_key, local)
                 self.saver.save(self.state.step, tensors, records, self.selection.step)
 
-    def _must_stop(self) -> bool:
-        """Whether a rank was told to leave, or the step or time to leave has come."""
-        limit, elapsed = self.machine.max_seconds, time.monotonic() - self.started
-        due = self.state.step == self.machine.stop_at_step
-        due |= limit is not None and elapsed + 2 * self.slowest > limit
-        self.asked = self.world.most(self.leaving or int(due))
-        return self.asked > 0
-
-    def _leave(self, number: int, frame: FrameType | None) -> None:
-        if self.leaving:
-            # the kernel may say more than once that a parent with threads was killed
-            since = time.monotonic() - self.leaving_since
-            if number == signal.SIGTERM and since < ONE_DEATH_SECONDS:
-                return
-            os._exit(128 + number)
-        self.leaving, self.leaving_since = number, time.monotonic()
-        print("\n    leaving after this step; once more to leave at once", file=sys.stderr)
-
     def _stop_early(self) -> None:
-        exit_code = 128 + self.asked if self.asked > 1 else BUSY
         if not self.world.is_main:  # the main process says it
-            raise SystemExit(exit_code)
+            raise SystemExit(self.leaving.exit_code)
         raise UserError(
             f"{self.phase} stopped at step {self.state.step:,} of {self.settings.steps:,}; "
             "its checkpoint is whole",
             hint="run the same command again to go on",
-            exit_code=exit_code,
+            exit_code=self.leaving.exit_code,
         )
 
     def _open_history(self) -> None:
@@ -274,21 +247,7 @@ class Trainer:
             return silent()
         return progress(tokens, "tokens", self.phase, done=self.state.tokens)
 
-    def _follow(self) -> subprocess.Popen[bytes] | None:
-        """Start the process that feeds MLflow; training neither waits for it nor needs it."""
-        if not (self.machine.track and self.world.is_main):
-            return None
-        follow = [sys.executable, "-m", "tasks.registry.tracking", "follow"]
-        with open(self.run / "tracking.log", "ab") as log:
-            # its own session and output: it may outlive the trainer's terminal by a moment
-            return subprocess.Popen(
-                [*follow, str(self.run), str(os.getpid())],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def _finish(self, follower: subprocess.Popen[bytes] | None) -> None:
+    def _finish(self, follower: Follower | None) -> None:
         step = self.selection.chosen or self.state.step
         self.history.write("event", event="finished", step=step)
         self.history.close()
@@ -308,16 +267,4 @@ class Trainer:
         for record in self.last_validation:
             print("    {set} {weights:>4} {bits_per_byte:.4f} bits a byte".format(**record))
         if follower:
-            self._await(follower)
-
-    def _await(self, follower: subprocess.Popen[bytes]) -> None:
-        """Give MLflow a moment to take the last records; it catches up later where it cannot."""
-        try:
-            behind = follower.wait(timeout=30) != 0
-        except subprocess.TimeoutExpired:
-            behind = True
-        if behind:
-            print(
-                f"    MLflow is behind ({self.run / 'tracking.log'}); the stage `register` and "
-                "`phasewise sync` bring it up to date"
-            )
+            follower.wait()

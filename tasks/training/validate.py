@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.evaluation.scoring import score
+from tasks.evaluation.scoring import Protocol, score
 from tasks.recipe import Recipe
 from tasks.tokens.shards import open_split, splits
 from tasks.workspace import Workspace
@@ -70,19 +70,17 @@ def validate(
 def _score_all(
     state: TrainState, sets: list[HeldOutSet], eos_id: int, micro_batch: int, weights: str
 ) -> list[dict[str, Any]]:
-    records = []
+    seq_len, records = state.settings.seq_len, []
+    protocol = Protocol(seq_len, seq_len, state.settings.document_mask)
     for held_out in sets:
         result = score(
             state.model,
             held_out.tokens,
             held_out.text_bytes,
-            seq_len=state.settings.seq_len,
-            stride=state.settings.seq_len,
-            batch_size=micro_batch,
-            device=state.device.torch_device,
-            autocast=state.device.autocast,
+            protocol,
             eos_id=eos_id,
-            document_mask=state.settings.document_mask,
+            batch_size=micro_batch,
+            autocast=state.device.autocast,
         )
         records.append(
             {
