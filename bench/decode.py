@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.common import Row, Table, main, take_turns
 
-PROMPT, NEW, REPEATS = 64, 32, 3
+PROMPT, NEW, REPEATS = 64, 128, 3  # as many new ones as `generate` makes unless told
 SHAPE = {"d_model": 384, "n_heads": 6, "d_ff": 2048, "max_seq_len": 1024, "vocab_size": 50_000}
 LAYERS, DRAFT_LAYERS = 12, 2
 DRAWN = {"temperature": 0.8, "top_k": 50}

@@ -3,7 +3,7 @@
 On a GPU this is the figure that counts: tokens a second and MFU with everything that a step does,
 compiled as training compiles it, with and without document masks, and where the time goes.
 
-    python -m bench.train --recipe haipai-50m --recipe h64lm-249m --profile
+    python -m bench.train --profile --json gpu.json
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any
 from bench.common import Row, Table, hardware, versions
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-DEFAULT = ("demo",)
+ON_A_CPU, ON_A_GPU = ("demo",), ("haipai-50m", "h64lm-249m", "chaya-62m")
 DOCUMENT_TOKENS = 300  # of the documents that the samples are made of
 UNIT = "tokens/s"
 
 
 def bench(
-    recipes: tuple[str, ...] = DEFAULT, steps: int = 5, micro_batch_tokens: int | None = None,
+    recipes: tuple[str, ...] = (), steps: int = 5, micro_batch_tokens: int | None = None,
     compiled: bool = True,
 ) -> Table:  # fmt: skip
     """Steps of each recipe: compiled against eager, and document masks against none."""
     table = Table("Whole training steps of recipes")
-    for name in recipes:
+    for name in recipes or default_recipes():
         eager = rates(name, steps, micro_batch_tokens, compiled=False, documents=False)
         plain = eager
         if compiled:
@@ -43,6 +43,13 @@ def bench(
         table.notes.append(f"{name}, eager: {matrix_share(step):.0%} of a step is matrix products "
                            "and attention, by the profiler")  # fmt: skip
     return table
+
+
+def default_recipes() -> tuple[str, ...]:
+    """What is trained in earnest, where there is a GPU; else what a CPU trains in minutes."""
+    import torch
+
+    return ON_A_GPU if torch.cuda.is_available() else ON_A_CPU
 
 
 class Rates:
@@ -180,14 +187,18 @@ def print_profile(step: Callable[[], None]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.train", description=__doc__)
-    parser.add_argument("--recipe", action="append", help="may be given again; default: demo")
+    parser.add_argument(
+        "--recipe",
+        action="append",
+        help="may be given again; default: demo, on a GPU haipai-50m, h64lm-249m and chaya-62m",
+    )
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--micro-batch-tokens", type=int, help="most tokens of a forward pass")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--profile", action="store_true", help="show where the time goes too")
     parser.add_argument("--json", type=Path, help="write what was measured here too")
     given = parser.parse_args()
-    names = tuple(given.recipe or DEFAULT)
+    names = tuple(given.recipe or default_recipes())
     table = bench(names, given.steps, given.micro_batch_tokens, not given.eager)
     table.notes += [hardware(), versions("torch")]
     table.print()
