@@ -80,7 +80,8 @@ def _without_blanks_before_marks(text: str) -> str:
     """
     raw = text.encode()
     kinds = np.frombuffer(raw.translate(_KINDS) + bytes([_IS_BEHIND]), np.uint8)
-    blanks = np.flatnonzero(kinds[:-1] & (kinds[1:] // _CLOSES) & _IS_BLANK)
+    # 1 where a mark stands behind a blank, else 0: numpy counts those of booleans far faster
+    blanks = np.flatnonzero((kinds[:-1] & (kinds[1:] >> 1) & _IS_BLANK).view(np.bool_))
     if not len(blanks):
         return text
     behind = kinds[blanks + 2]
