@@ -127,23 +127,7 @@ class _File:
             if isinstance(decoded, Row):
                 yield decoded
                 continue
-            where = f"{self.full}:{number}"
-            try:
-                values = json.loads(decoded.text)
-            except (ValueError, RecursionError) as error:  # or a number of thousands of digits
-                raise UserError(
-                    f"not JSON: {error}",
-                    where=where,
-                    hint="mend or delete the line; format 'lines' reads lines of plain text",
-                    exit_code=BAD_DATA,
-                ) from None
-            if not isinstance(values, dict):
-                raise UserError(
-                    f"expected an object with columns, got {type(values).__name__}",
-                    where=where,
-                    hint='a line of JSON lines is an object: {"text": "..."}',
-                    exit_code=BAD_DATA,
-                )
+            values = json_object(decoded.text, f"{self.full}:{number}")
             yield self._row(values, {"line": number}, number - 1, decoded)
 
     def table(self, skip: int) -> Iterator[Row]:
@@ -199,3 +183,24 @@ def _bounded_lines(handle: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
                 last, ended = len(piece), piece.endswith(b"\n")
                 size += last
         yield number, raw, size
+
+
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """A line of JSON lines. Raises UserError where it is no object."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:  # or a number of thousands of digits
+        raise UserError(
+            f"not JSON: {error}",
+            where=where,
+            hint="mend or delete the line; plain text is 'lines' (format, in a recipe) or a .txt",
+            exit_code=BAD_DATA,
+        ) from None
+    if not isinstance(values, dict):
+        raise UserError(
+            f"expected an object with columns, got {type(values).__name__}",
+            where=where,
+            hint='a line of JSON lines is an object: {"text": "..."}',
+            exit_code=BAD_DATA,
+        )
+    return values

@@ -7,16 +7,16 @@ one at a time, so that a part may be of any length.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypedDict, cast
+from typing import BinaryIO, Literal, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.data.formats import json_object
 from tasks.errors import BAD_DATA, UserError, nearest
 
 Format = Literal["shard", "parquet", "jsonl", "lines", "txt"]
@@ -182,19 +182,7 @@ def _decoded(raw: bytes, where: str) -> str:
 
 
 def _json_text(line: str, key: str, where: str) -> str:
-    try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:  # or a number of thousands of digits
-        raise UserError(
-            f"not JSON: {error}",
-            where=where,
-            hint="mend or delete the line",
-            exit_code=BAD_DATA,
-        ) from None
-    if not isinstance(row, dict):
-        raise UserError(
-            f"not a JSON object but {type(row).__name__}", where=where, exit_code=BAD_DATA
-        )
+    row = json_object(line, where)
     if key not in row:
         raise _no_column(key, list(row), where)
     value = row[key]
