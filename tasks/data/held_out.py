@@ -26,7 +26,8 @@ from tasks.workers import batches
 
 COMMON = 10  # training documents; a run in more of them is a common phrase
 _BUCKET_RUNS = 4_000_000  # about what joining holds in memory, 16 bytes each
-_TABLE_SHIFT = np.uint64(40)
+_FEWEST_BITS, _MOST_BITS = 24, 30  # of a hash that the table looks at: it has 2 to 128 MiB
+_ROOM = 16  # places in the table for each run: one in 16 that is not there passes it
 _CHUNK = 1_000_000
 Indices = npt.NDArray[np.int64]
 Numbered = tuple[int, Document]  # a document, and its number within the shard it is read from
@@ -38,7 +39,8 @@ class HeldOutRuns(NamedTuple):
     hashes: Hashes  # (runs,), sorted, each once
     owners: npt.NDArray[np.uint16]  # (runs,), index into ``sets`` of the first set it stands in
     sets: list[str]  # "<source>/<split>"
-    table: npt.NDArray[np.bool_]  # (2^24,), which leading 24 bits stand among the hashes
+    table: npt.NDArray[np.uint8]  # (2^bits / 8,), a bit each: which leading bits stand among them
+    shift: np.uint64  # 64 - bits
 
 
 def held_out_part(documents: Iterable[Numbered], out: Path, n: int) -> list[Split]:
@@ -95,10 +97,16 @@ def open_runs(folder: Path) -> HeldOutRuns:
 def _open_runs(folder: Path, _stamp: int) -> HeldOutRuns:
     hashes = _mapped(folder / "hashes.bin", np.uint64)
     owners = _mapped(folder / "owners.bin", np.uint16)
-    table = np.zeros(2**24, bool)
+    bits = min(max((_ROOM * len(hashes)).bit_length(), _FEWEST_BITS), _MOST_BITS)
+    table, shift = np.zeros(2**bits // 8, np.uint8), np.uint64(64 - bits)
     for start in range(0, len(hashes), _CHUNK):
-        table[hashes[start : start + _CHUNK] >> _TABLE_SHIFT] = True
-    return HeldOutRuns(hashes, owners, read_json(folder / "sets.json"), table)
+        places = (hashes[start : start + _CHUNK] >> shift).astype(np.int64)
+        first = int(places[0]) // 8
+        flags = np.zeros((int(places[-1]) // 8 - first + 1) * 8, np.bool_)
+        flags[places - first * 8] = True
+        packed = np.packbits(flags, bitorder="little")
+        table[first : first + len(packed)] |= packed
+    return HeldOutRuns(hashes, owners, read_json(folder / "sets.json"), table, shift)
 
 
 def _mapped(path: Path, dtype: type[np.generic]) -> npt.NDArray[Any]:
@@ -121,13 +129,22 @@ def shared_part(documents: Iterable[Numbered], out: Path, runs: HeldOutRuns, n: 
 def find(texts: list[str], runs: HeldOutRuns, n: int) -> tuple[Indices, Indices]:
     """Texts, by index, and held-out runs that they have: two arrays of each pair once, sorted."""
     found = shingles(texts, n)
-    maybe = np.flatnonzero(runs.table[found.hashes >> _TABLE_SHIFT])  # most go by one look-up
+    maybe = _passing(found.hashes, runs)  # most go by one look-up
     places = np.searchsorted(runs.hashes, found.hashes[maybe])
     there = places < len(runs.hashes)
     there[there] = runs.hashes[places[there]] == found.hashes[maybe[there]]
     owners = np.searchsorted(found.bounds, maybe[there], side="right") - 1
     pairs = np.unique(np.stack([owners, places[there]]), axis=1)
     return pairs[0], pairs[1]
+
+
+def _passing(hashes: Hashes, runs: HeldOutRuns) -> Indices:
+    """Which of some hashes may stand among the runs."""
+    places = hashes >> runs.shift
+    flags = runs.table.take(places >> np.uint64(3))
+    flags >>= (places & np.uint64(7)).astype(np.uint8)
+    flags &= 1
+    return np.flatnonzero(flags.view(np.bool_))
 
 
 def count_shared(pairs: Iterable[Path], folder: Path) -> None:
