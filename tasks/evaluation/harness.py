@@ -23,9 +23,9 @@ from lm_eval.api.model import TemplateLM
 
 from model.sampling import SamplingOptions
 from tasks.errors import NON_FINITE, UserError
-from tasks.evaluation.scoring import IGNORED
 from tasks.progress import progress
 from tasks.release.sampler import Sampler
+from tasks.tokens.rows import IGNORED
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.tokens.rows import IGNORED
+
 if TYPE_CHECKING:
     from model import Transformer
-
-IGNORED = -100  # torch's mark of a target that counts for nothing
 
 
 @dataclass(frozen=True)
